@@ -6,8 +6,8 @@
 __all__ = ['VERSION', 'FPS', 'HANDED', 'PALM', 'ANCHOR', 'PALM_SIZE', 'Z_SCALE', 'SAMPLES', 'STROKE', 'MOVES', 'LANGUAGES',
            'UNSUITABLE', 'BONE', 'SHOULDER', 'DOWN', 'FORWARD', 'HOLD', 'MOVE', 'SLIDE', 'FINGERS', 'CROPS', 'SKINS',
            'SHIRTS', 'GROUNDS', 'WIDE', 'GIRTH', 'PALM_RING', 'AZ', 'HELD_OUT', 'root', 'save_npz', 'Clips', 'strip',
-           'caption', 'strips', 'recordings', 'read_hand', 'span', 'travel', 'along_path', 'letter_motion', 'suitable',
-           'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude', 'load_lexicon',
+           'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path', 'letter_motion',
+           'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude', 'load_lexicon',
            'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas', 'draw_body',
            'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs', 'random_words',
            'odd_words', 'splits']
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 # %% ../nbs/00_corpus.ipynb #006-00
-VERSION = 1        # of motion and renderer together: a new number makes every cached set stale
+VERSION = 2        # of motion and renderer together: a new number makes every cached set stale
 FPS = 12.          # frames a second of the corpus
 
 def root() -> Path: # the repository root: the nearest folder above this file, else above the working directory, with a settings.ini
@@ -156,17 +156,24 @@ def strips(clips,         # `Clips`, or a list of uint8 (T,H,W,3)
         out.append(np.pad(row, ((0,gap),(0,0),(0,0)), constant_values=255))
     return np.concatenate(out)[:-gap or None]
 
-# %% ../nbs/00_corpus.ipynb #027-00
+# %% ../nbs/00_corpus.ipynb #025-00
+def picture(img # uint8 (H,W,3)
+           ): # a PIL image of at most 128 colours
+    "For the page: flat colours need no more, and the notebook keeps a third of the bytes."
+    from PIL import Image
+    return Image.fromarray(img).quantize(128)
+
+# %% ../nbs/00_corpus.ipynb #028-00
 HANDED = dict(R=slice(532,553), L=slice(511,532)) # the hands' landmarks among MediaPipe Holistic's 586
 PALM = [(0,5),(0,17),(5,9),(9,13),(13,17),(5,17)] # pairs of landmarks whose distances make the size of a palm
 ANCHOR = np.array([-.72,-.12], np.float32)        # where every letter's hand centroid goes, in shoulder widths from mid-shoulder
 PALM_SIZE = .205  # mean palm distance in shoulder widths: about 1.25 x life size, to be legible at 64 px
 Z_SCALE = 650      # MediaPipe's hand depth is unscaled: pixels a unit
 SAMPLES = 16       # poses kept of each letter
-STROKE = .8        # how much of a moving letter's path is kept, so that Z stays inside the `hand` crop
+STROKE = .7        # how much of a moving letter's path is kept, so that Z stays inside the `hand` crop
 MOVES = .15        # a letter whose hand travels further than this in the middle 30 % of its recording (sw) is a moving one
 
-# %% ../nbs/00_corpus.ipynb #028-00
+# %% ../nbs/00_corpus.ipynb #029-00
 def recordings(language # ISO 639-3 code
               ) -> list: # of (word, path, path's own language) of every fingerspelled recording
     "What `spoken-to-signed` ships for a language."
@@ -188,7 +195,7 @@ def read_hand(path # a .pose file
     hand /= np.linalg.norm(shoulders[1]-shoulders[0])
     return hand.astype(np.float32), seen[:,HANDED['R']].all(1), seen[:,HANDED['L']].all(1)
 
-# %% ../nbs/00_corpus.ipynb #033-00
+# %% ../nbs/00_corpus.ipynb #034-00
 def span(x,      # (F,...)
          lo, hi, # shares of the recording
          n=SAMPLES,
@@ -207,7 +214,7 @@ def along_path(x # (n,21,3) finely sampled
     gone = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(x[...,:2], axis=0), axis=-1).mean(1))])
     return x[np.searchsorted(gone, np.linspace(0, gone[-1], SAMPLES)*(1-1e-6))]
 
-# %% ../nbs/00_corpus.ipynb #036-00
+# %% ../nbs/00_corpus.ipynb #037-00
 def letter_motion(hand # (F,21,3) as `read_hand` gives it
                  ) -> np.ndarray: # (SAMPLES,21,3): mean centroid at the origin, palm of PALM_SIZE
     "A letter without its place: the middle of the recording, or 22-80 % of it, evenly along its path, where the letter moves."
@@ -218,7 +225,7 @@ def letter_motion(hand # (F,21,3) as `read_hand` gives it
     path[...,2] = 0
     return (x-centre)*(PALM_SIZE/size) + path
 
-# %% ../nbs/00_corpus.ipynb #039-00
+# %% ../nbs/00_corpus.ipynb #040-00
 def suitable(word, right, left, found_in, language) -> str:
     "Why a recording cannot be used; '' where it can."
     if found_in!=language: return f"a copy of '{found_in}' under another name"
@@ -231,7 +238,7 @@ def suitable(word, right, left, found_in, language) -> str:
 def upper(word) -> str: # upper case, one code point a letter
     return ''.join('ẞ' if c=='ß' else c.upper() for c in unicodedata.normalize('NFC', word))
 
-# %% ../nbs/00_corpus.ipynb #040-00
+# %% ../nbs/00_corpus.ipynb #041-00
 @dataclass(eq=False, repr=False)
 class Lexicon:
     "The letters of one language as motion, and the words to spell."
@@ -251,7 +258,7 @@ class Lexicon:
 
     def __repr__(self): return f'Lexicon({self.language}: {len(self.alphabet)} letters {self.alphabet}, {len(self.words)} words)'
 
-# %% ../nbs/00_corpus.ipynb #041-00
+# %% ../nbs/00_corpus.ipynb #042-00
 LANGUAGES = dict(zip('ase asq bzs eso gsg gss jos lls mfs psr sgg ssp svk swl ukl'.split(), [
     'American', 'Austrian', 'Brazilian', 'Estonian', 'German', 'Greek', 'Jordanian', 'Lithuanian', 'Mexican', 'Portuguese',
     'Swiss German', 'Spanish', 'Slovak', 'Swedish', 'Ukrainian']))  # one-handed and right-handed in these recordings
@@ -262,7 +269,7 @@ def check_language(language) -> None: # ValueError says why a language cannot be
     why = f'its recordings are unsuitable ({UNSUITABLE[language]})' if language in UNSUITABLE else 'no recordings of it are known here'
     raise ValueError(f"language '{language}': {why}; usable ISO 639-3 codes are {' '.join(LANGUAGES)}")
 
-# %% ../nbs/00_corpus.ipynb #042-00
+# %% ../nbs/00_corpus.ipynb #043-00
 def read_lexicon(language='ase' # ISO 639-3 code
                 ) -> Lexicon: # read from the packages, without the words
     "Read a language's recordings. Raises ValueError where more than a fifth of them cannot be used: the reason most of them share."
@@ -278,7 +285,7 @@ def read_lexicon(language='ase' # ISO 639-3 code
     alphabet = ''.join(sorted(motion))
     return Lexicon(language, alphabet, np.stack([motion[c] for c in alphabet]), dropped)
 
-# %% ../nbs/00_corpus.ipynb #045-00
+# %% ../nbs/00_corpus.ipynb #046-00
 def read_words() -> tuple: # (words, rude): upper-case names and common words of 2 to 8 letters; strings to avoid
     "US census names (PyPI `names`: all first names, the 5,000 commonest last names) and nouns, adjectives and verbs (PyPI `wonderwords`)."
     try: import names, wonderwords
@@ -293,7 +300,7 @@ def read_words() -> tuple: # (words, rude): upper-case names and common words of
 def is_rude(word, rude, shortest=3) -> bool: # is it in the list, or does it hold an entry of at least `shortest` letters?
     return word in rude or any(len(r)>=shortest and r in word for r in rude)
 
-# %% ../nbs/00_corpus.ipynb #048-00
+# %% ../nbs/00_corpus.ipynb #049-00
 @lru_cache(maxsize=None)
 def load_lexicon(language='ase' # ISO 639-3 code
                 ) -> Lexicon:
@@ -310,7 +317,7 @@ def load_lexicon(language='ase' # ISO 639-3 code
              words=np.array(lex.words, dtype='U8'), rude=np.array(lex.rude, dtype='U8'))
     return lex
 
-# %% ../nbs/00_corpus.ipynb #052-00
+# %% ../nbs/00_corpus.ipynb #053-00
 BONE = .72                                     # upper arm and forearm, in shoulder widths
 SHOULDER = np.array([-.5,0,0], np.float32)     # the signer's right shoulder is on the left of the picture
 DOWN = np.array([-.45,1,.25], np.float32)      # where elbows go: down, and a little outward and back
@@ -328,7 +335,7 @@ def _check_fit(word, frames, hold=HOLD) -> None: # ValueError says how many fram
     if need>frames: raise ValueError(f'{word!r} has {len(word)} letters and needs {need} frames, but there are {frames}: '
                                      f'ask for at least {need} frames, or for words of at most {fits} letter{"s"*(fits!=1)}')
 
-# %% ../nbs/00_corpus.ipynb #055-00
+# %% ../nbs/00_corpus.ipynb #056-00
 def smoothstep(u): return u*u*(3-2*u)
 
 def between(a, b,   # (21,3) two hands
@@ -344,7 +351,7 @@ def between(a, b,   # (21,3) two hands
             x[:,c] = x[:,p] + (la*(1-u)+lb*u)*(np.sin((1-u)*w)*da + np.sin(u*w)*db)/np.sin(w)
     return x + (a.mean(0)*(1-u) + b.mean(0)*u - x.mean(1))[:,None]
 
-# %% ../nbs/00_corpus.ipynb #057-00
+# %% ../nbs/00_corpus.ipynb #058-00
 def word_motion(lexicon,     # a `Lexicon`
                 word,        # what to spell
                 frames=None, # length T; None: just as long as the word needs
@@ -366,7 +373,7 @@ def word_motion(lexicon,     # a `Lexicon`
     hand[need:],letters[need:] = hand[need-1],k+1
     return hand, letters
 
-# %% ../nbs/00_corpus.ipynb #064-00
+# %% ../nbs/00_corpus.ipynb #065-00
 def elbow(wrist # (T,3)
          ) -> np.ndarray: # (T,3): BONE away from the shoulder and from the wrist, as low as that allows
     "Two-bone inverse kinematics: the elbow lies on a circle about the line from shoulder to wrist; take the point furthest along DOWN."
@@ -377,7 +384,7 @@ def elbow(wrist # (T,3)
     side /= np.linalg.norm(side, axis=-1, keepdims=True)
     return SHOULDER + line/2 + side*np.sqrt(np.maximum(BONE**2-(reach/2)**2, 0))
 
-# %% ../nbs/00_corpus.ipynb #067-00
+# %% ../nbs/00_corpus.ipynb #068-00
 CROPS = dict(hand=(-1.25,-.70,1.05), bust=(-1.30,-1.05,1.65), upper=(-1.25,-1.25,2.5)) # left, top, side in shoulder widths
 SKINS = [(244,208,180),(234,186,152),(222,168,128),(200,144,104),(170,116,80),(146,98,70),(122,82,60)]
 SHIRTS = [(61,70,112),(70,72,78),(52,104,96),(120,58,62)]
@@ -399,7 +406,7 @@ class Style:
     ground: tuple = GROUNDS[0]
     hold: int = HOLD                     # frames a letter is held
 
-# %% ../nbs/00_corpus.ipynb #068-00
+# %% ../nbs/00_corpus.ipynb #069-00
 @patch(cls_method=True)
 def sample(cls:Style, rng, # numpy Generator
            wide=False,     # the other family: turned by 12 degrees, not 8, and in other colours; for those who judge
@@ -424,11 +431,11 @@ def pose(self:Style, hand # (T,21,3) as `word_motion` gives it
     x = ((hand-at)@(rz@ry@rx).T + at + [0,0,FORWARD] + self.bones).astype(np.float32)
     return np.concatenate([x, elbow(x[:,0])[:,None], np.broadcast_to(SHOULDER, (len(x),1,3))], 1)
 
-# %% ../nbs/00_corpus.ipynb #072-00
+# %% ../nbs/00_corpus.ipynb #073-00
 def tone(rgb, f) -> tuple: # darker (f<1) or lighter (f>1, towards white)
     return tuple(int(min(255, v*f if f<=1 else v+(255-v)*(f-1))) for v in rgb)
 
-# %% ../nbs/00_corpus.ipynb #073-00
+# %% ../nbs/00_corpus.ipynb #074-00
 class Canvas:
     "A square picture `k` times too large, drawn on in shoulder widths."
     def __init__(self, size, crop, style):
@@ -448,7 +455,7 @@ class Canvas:
     def poly_or_line(self, pts, rgb, fill): self.poly(pts, rgb) if fill==-1 else self.line(pts, rgb, fill)
     def shrink(self, img): return cv2.resize(img, (self.size,self.size), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/00_corpus.ipynb #075-00
+# %% ../nbs/00_corpus.ipynb #076-00
 def draw_body(c, style) -> None: # everything that does not move: torso, left arm, neck, a mannequin's face
     skin,shirt,line = style.skin, style.shirt, tone(style.shirt, .55)
     left = np.array([[.5,.02],[.62,.70],[.50,1.35]])
@@ -468,7 +475,7 @@ def draw_body(c, style) -> None: # everything that does not move: torso, left ar
     c.line(head+np.array([[.010,.0],[.026,.068],[-.01,.076]]), tone(skin,.72), .013)
     c.oval(head+[0,.108], (.066,.045), ink, .015, arc=(25,155))
 
-# %% ../nbs/00_corpus.ipynb #076-00
+# %% ../nbs/00_corpus.ipynb #077-00
 def draw_arm(c, style, elbow, wrist) -> None: # sleeve from the shoulder, cuff, bare wrist
     line = tone(style.shirt,.55)
     cuff = elbow + (wrist-elbow)*.86
@@ -478,7 +485,7 @@ def draw_arm(c, style, elbow, wrist) -> None: # sleeve from the shoulder, cuff, 
     c.line([cuff[:2],wrist[:2]], ink, .125*style.girth); c.line([cuff[:2],wrist[:2]], tone(style.skin,.82), .10*style.girth)
     c.line([elbow[:2],cuff[:2]], tone(style.shirt,1.), .15)
 
-# %% ../nbs/00_corpus.ipynb #078-00
+# %% ../nbs/00_corpus.ipynb #079-00
 GIRTH = np.array([.048,.040,.041,.040,.034])*2 # thickness of thumb, index, middle, ring and little finger, in shoulder widths
 PALM_RING = [0,1,2,5,9,13,17]
 
@@ -495,7 +502,7 @@ def finger_groups(x # (21,3) one hand
         out.append((x[run,2].mean(), f, run))
     return sorted(out, key=lambda o: -o[0])
 
-# %% ../nbs/00_corpus.ipynb #080-00
+# %% ../nbs/00_corpus.ipynb #081-00
 def draw_hand(c, style, x) -> None: # (21,3): palm and fingers from far to near, each with a dark rim, nearer ones lighter
     skin,ink,rim = style.skin, tone(style.skin,.26), .028
     near,far = x[:,2].min(), x[:,2].max()
@@ -517,7 +524,7 @@ def _check_render(size, crop) -> None:
     if crop not in CROPS: raise ValueError(f'crop {crop!r} is unknown: choose {", ".join(CROPS)}')
     if not 32<=size<=512: raise ValueError(f'size {size} is outside 32..512 pixels')
 
-# %% ../nbs/00_corpus.ipynb #081-00
+# %% ../nbs/00_corpus.ipynb #082-00
 def render(hand,         # (T,21,3) as `word_motion` gives it
            size=64,      # pixels a side, 32 to 512
            crop='hand',  # 'hand', 'bust' or 'upper'
@@ -536,7 +543,7 @@ def render(hand,         # (T,21,3) as `word_motion` gives it
         out[t] = c.shrink(c.img)
     return out
 
-# %% ../nbs/00_corpus.ipynb #090-00
+# %% ../nbs/00_corpus.ipynb #091-00
 def _clip(job) -> tuple: # (index, frames, letters, length) of one clip
     language,word,i,seed,frames,size,crop,wide,tempo = job
     lex = load_lexicon(language)   # kept by the process
@@ -554,7 +561,7 @@ def _map(jobs, workers): # results of `_clip` in any order
             yield from pool.imap_unordered(_clip, jobs, chunksize=4)
     finally: cv2.setNumThreads(threads)
 
-# %% ../nbs/00_corpus.ipynb #091-00
+# %% ../nbs/00_corpus.ipynb #092-00
 def _spell(lex, words, frames, size, crop, seed, wide, tempo, workers, progress) -> Clips: # what `spell` does where no cache helps
     n = len(words)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -564,7 +571,7 @@ def _spell(lex, words, frames, size, crop, seed, wide, tempo, workers, progress)
     for i,f,l,m in tqdm(_map(jobs, workers), total=n, desc='spelling', disable=not progress): out[i],letters[i],lengths[i] = f,l,m
     return Clips(out, words, [f'{lex.language}-{seed}-{i}-{w}' for i,w in enumerate(words)], FPS, lengths, lex.language, letters, alphabet=lex.alphabet)
 
-# %% ../nbs/00_corpus.ipynb #092-00
+# %% ../nbs/00_corpus.ipynb #093-00
 def spell(words,          # what to spell, one clip each
           frames=32,      # T
           size=64,        # pixels a side, 32 to 512
@@ -590,7 +597,7 @@ def spell(words,          # what to spell, one clip each
     if cache: clips.save(path)
     return clips
 
-# %% ../nbs/00_corpus.ipynb #107-00
+# %% ../nbs/00_corpus.ipynb #108-00
 AZ = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 HELD_OUT = 68   # letter pairs that training never shows: a tenth of 26 x 26
 
@@ -601,7 +608,7 @@ def held_out_pairs(seed=0) -> set: # HELD_OUT of the 676 letter pairs
     rng = np.random.default_rng([seed, HELD_OUT])
     return {AZ[k//26]+AZ[k%26] for k in rng.choice(676, HELD_OUT, replace=False)}
 
-# %% ../nbs/00_corpus.ipynb #108-00
+# %% ../nbs/00_corpus.ipynb #109-00
 def random_words(rng, n, short, long, held, rude, taken, want=None) -> list: # n new strings; `want`: pairs to use up first
     "Each string is a walk over letters that prefers pairs not used yet, so that few strings hold all of them. `taken` grows. Raises ValueError where strings run out."
     out,want,tries = [],set(want or ()),0
@@ -628,7 +635,7 @@ def odd_words(rng, n, short, long, held, rude, taken) -> list: # n new random st
         if w not in taken and not is_rude(w, rude): taken.add(w); out.append(w)
     return out
 
-# %% ../nbs/00_corpus.ipynb #109-00
+# %% ../nbs/00_corpus.ipynb #110-00
 def splits(seed=0,        # fixes every choice
            train=8000,    # training words
            test=500,      # words of each of the other lists
