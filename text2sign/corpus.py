@@ -42,7 +42,7 @@ def save_npz(path,     # where to write; its folder is made
     try:
         with zipfile.ZipFile(tmp, 'w', zipfile.ZIP_DEFLATED, compresslevel=1) as z:
             for k,v in arrays.items():
-                with z.open(zipfile.ZipInfo(k+'.npy'), 'w', force_zip64=True) as f: np.lib.format.write_array(f, np.asarray(v), allow_pickle=False)
+                with z.open(k+'.npy', 'w', force_zip64=True) as f: np.lib.format.write_array(f, np.asarray(v), allow_pickle=False)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path
