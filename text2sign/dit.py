@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'modulate', 'Block', 'FinalLayer',
-           'DiT', 'check_shape', 'tokenize', 'TextEncoder', 'TextAttention', 'rotate', 'TimeAttention', 'VideoBlock',
-           'remember_less', 'over_frames', 'VideoDiT']
+           'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder', 'TextAttention', 'rotate', 'TimeAttention',
+           'VideoBlock', 'remember_less', 'over_frames', 'VideoDiT', 'part_of', 'by_part']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
@@ -55,13 +55,12 @@ class LabelEmbedder(nn.Module):
     def forward(self, y:Tensor) -> Tensor: return self.embedding_table(y)               # (B,) -> (B, D)
 
 # %% ../nbs/01_dit.ipynb #013-01
-def modulate(x:Tensor, # (B, ..., D)
-             shift:Tensor, # (B, D), the same for all tokens
-             scale:Tensor, # (B, D); 0 changes nothing
-            ) -> Tensor: # (B, ..., D)
-    "Shift and scale each item's tokens (adaLN, Peebles and Xie 2023, section 3.2)."
-    shape = (len(x),) + (1,)*(x.dim() - 2) + (-1,)
-    return x * (1 + scale.view(shape)) + shift.view(shape)
+def modulate(x:Tensor, # (..., S, D) tokens of images
+             shift:Tensor, # (..., D), the same for all tokens of an image
+             scale:Tensor, # (..., D); 0 changes nothing
+            ) -> Tensor: # (..., S, D)
+    "Shift and scale each image's tokens (adaLN, Peebles and Xie 2023, section 3.2)."
+    return x * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
 
 class Block(nn.Module):
     "One transformer block of the image model: attention among the patches of one image, then an MLP, both under adaLN-Zero."
@@ -86,7 +85,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2*width))
 
-    def forward(self, x:Tensor, c:Tensor) -> Tensor: # (B, ..., S, D), (B, D) -> (B, ..., S, out)
+    def forward(self, x:Tensor, c:Tensor) -> Tensor: # (..., S, D), (..., D) -> (..., S, out)
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
@@ -166,6 +165,17 @@ def forward(self:DiT,
     return self.unpatchify(self.final_layer(x, c))
 
 # %% ../nbs/01_dit.ipynb #030-01
+def shape_of(weights:dict, # a state dict in DiT's layout
+            ) -> dict: # arguments of `DiT`
+    "The arguments that a checkpoint's shapes imply. Raises ValueError for one that is not laid out as a DiT."
+    need = ('x_embedder.proj.weight', 'pos_embed', 'y_embedder.embedding_table.weight', 'final_layer.linear.weight')
+    if lacks := [k for k in need if k not in weights]: raise ValueError(f'not the layout of a DiT: {", ".join(lacks)} is missing')
+    width, channels, patch, _ = weights[need[0]].shape
+    out = len(weights[need[3]])//(patch*patch)
+    return dict(size=math.isqrt(weights[need[1]].shape[1])*patch, patch=patch, channels=channels, width=width, depth=1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.')),
+                heads=16 if width == 1152 else width//64, classes=len(weights[need[2]]) - 1, learn_sigma=out == 2*channels, qk_norm='blocks.0.attn.q_norm.weight' in weights)
+
+# %% ../nbs/01_dit.ipynb #033-01
 START, END, PAD = 256, 257, 258
 
 def tokenize(texts:list[str], # any strings; '' is 'no text'
@@ -179,7 +189,7 @@ def tokenize(texts:list[str], # any strings; '' is 'no text'
     ids = torch.tensor([r + [PAD]*(length - len(r)) for r in rows], device=device)
     return ids, ids != PAD
 
-# %% ../nbs/01_dit.ipynb #032-01
+# %% ../nbs/01_dit.ipynb #035-01
 class TextEncoder(nn.Module):
     "Byte tokens become features; `embed` has a row for each byte, so that letters can be given a meaning from elsewhere (see surgery)."
     def __init__(self, width:int, depth:int=2):
@@ -193,7 +203,7 @@ class TextEncoder(nn.Module):
         place = sincos(torch.arange(ids.shape[1], device=ids.device), self.embed.embedding_dim, 100)
         return self.layers(self.embed(ids) + place, src_key_padding_mask=~mask)
 
-# %% ../nbs/01_dit.ipynb #034-01
+# %% ../nbs/01_dit.ipynb #037-01
 class TextAttention(nn.Module):
     "Cross-attention from the tokens of each frame to the text."
     def __init__(self, width:int, heads:int, text_width:int, frame_features:int=128):
@@ -216,7 +226,7 @@ class TextAttention(nn.Module):
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=mask[:, None, None])
         return self.proj(out.transpose(1, 2).flatten(2)).view(x.shape)
 
-# %% ../nbs/01_dit.ipynb #036-01
+# %% ../nbs/01_dit.ipynb #039-01
 def rotate(x:Tensor, # (..., T, d) queries or keys, d even
            pos:Tensor, # (T,) position of each
           ) -> Tensor: # (..., T, d)
@@ -240,58 +250,63 @@ class TimeAttention(nn.Module):
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(out.view(B, S, self.heads, T, -1).permute(0, 3, 1, 2, 4).flatten(3))
 
-# %% ../nbs/01_dit.ipynb #040-01
+# %% ../nbs/01_dit.ipynb #043-01
 class VideoBlock(Block):
     "An image block with text and time between its attention and its MLP."
     def __init__(self, width:int, heads:int, qk_norm:bool=False, text_width:int=384):
         super().__init__(width, heads, qk_norm)
         self.text_attn, self.time_attn = TextAttention(width, heads, text_width), TimeAttention(width, heads)
 
-    def space_and_text(self, x:Tensor, frames:Tensor, shift, scale, gate, text, mask) -> Tensor: # some frames: (B, t, S, D)
+    def space_and_text(self, x:Tensor, frames:Tensor, m:Tensor, text:Tensor, mask:Tensor) -> Tensor: # some frames: (B, t, S, D)
+        shift, scale, gate = m.chunk(3, -1)
         h = modulate(self.norm1(x), shift, scale)
-        x = x + gate[:, None, None] * self.attn(h.flatten(0, 1)).view(x.shape)
+        x = x + gate[:, :, None] * self.attn(h.flatten(0, 1)).view(x.shape)
         return x + self.text_attn(x, frames, text, mask)
 
-    def feed_forward(self, x:Tensor, frames:Tensor, shift, scale, gate) -> Tensor: # some frames: (B, t, S, D)
-        return x + gate[:, None, None] * self.mlp(modulate(self.norm2(x), shift, scale))
+    def feed_forward(self, x:Tensor, frames:Tensor, m:Tensor) -> Tensor: # some frames: (B, t, S, D)
+        shift, scale, gate = m.chunk(3, -1)
+        return x + gate[:, :, None] * self.mlp(modulate(self.norm2(x), shift, scale))
 
-    def forward(self, x:Tensor, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, frame_chunk:int|None=None) -> Tensor:
-        m = self.adaLN_modulation(c).chunk(6, -1)
-        x = over_frames(self.space_and_text, x, frames, *m[:3], text, mask, frame_chunk=frame_chunk)
+    def forward(self, x:Tensor, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, frame_chunk:int|None=None) -> Tensor: # c (B, T, D)
+        before, after = self.adaLN_modulation(c).chunk(2, -1)               # (B, T, 3D): for the attention, for the MLP
+        x = over_frames(self.space_and_text, x, frames, before, text, mask, frame_chunk=frame_chunk)
         x = x + remember_less(self.time_attn, x, frames, when=frame_chunk)
-        return over_frames(self.feed_forward, x, frames, *m[3:], frame_chunk=frame_chunk)
+        return over_frames(self.feed_forward, x, frames, after, frame_chunk=frame_chunk)
 
-# %% ../nbs/01_dit.ipynb #041-01
+# %% ../nbs/01_dit.ipynb #044-01
 def remember_less(f, *args, when=True):
     "`f(*args)`, its inner activations recomputed in the backward pass `when` asked for and a backward pass is to come."
     return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if when and torch.is_grad_enabled() else f(*args)
 
-def over_frames(f, # works frame by frame: f(x, frames, *args) -> like x
+def over_frames(f, # works frame by frame: f(x, frames, m, *args) -> like x
                 x:Tensor, # (B, T, S, D)
-                frames:Tensor, # (T,)
+                frames:Tensor, # (T,) their numbers
+                m:Tensor, # (B, T, 3D) their modulation
                 *args, # the same for every frame
                 frame_chunk:int|None=None, # frames at a time; None: all at once, nothing recomputed
                ) -> Tensor: # (B, T, S, D)
     "Apply `f` to the whole clip or chunk by chunk; the last chunk may be shorter."
-    if frame_chunk is None: return f(x, frames, *args)
-    pieces = zip(x.split(frame_chunk, 1), frames.split(frame_chunk))
-    return torch.cat([remember_less(f, p, i, *args) for p, i in pieces], 1)
+    if frame_chunk is None: return f(x, frames, m, *args)
+    pieces = zip(x.split(frame_chunk, 1), frames.split(frame_chunk), m.split(frame_chunk, 1))
+    return torch.cat([remember_less(f, *piece, *args) for piece in pieces], 1)
 
-# %% ../nbs/01_dit.ipynb #043-01
+# %% ../nbs/01_dit.ipynb #046-01
 class VideoDiT(DiT):
-    "A text-to-video diffusion transformer around an image DiT; new branches are zero at their last projection."
+    "A text-to-video diffusion transformer around an image DiT; every new branch is zero at its last projection."
     def __init__(self,
                  text_width:int|None=None, # features of a text token; default: the model's width, at most 384
                  text_depth:int=2, # layers of the text encoder
+                 text_cond:bool=True, # also let the text speak through each frame's adaLN
                  **image, # the arguments of `DiT`
                 ):
         self.text_width = text_width or min(image.get('width', 1152), 384)      # known before the blocks are made
         super().__init__(**image)
         self.text_encoder = TextEncoder(self.text_width, text_depth)
+        self.text_cond = TextAttention(self.width, self.heads, self.text_width) if text_cond else None
         for branch in self.branches(): nn.init.zeros_(branch.proj.weight); nn.init.zeros_(branch.proj.bias)
-        self.config |= dict(text_width=self.text_width, text_depth=text_depth)
+        self.config |= dict(text_width=self.text_width, text_depth=text_depth, text_cond=text_cond)
 
-    def branches(self): return [b for block in self.blocks for b in (block.text_attn, block.time_attn)]
+    def branches(self): return [b for block in self.blocks for b in (block.text_attn, block.time_attn)] + [self.text_cond]*(self.text_cond is not None)
     def make_block(self): return VideoBlock(self.width, self.heads, self.qk_norm, self.text_width)
 
     @classmethod
@@ -302,7 +317,7 @@ class VideoDiT(DiT):
         model.load_state_dict(own | image.state_dict())         # strict: an image tensor without a place is an error
         return model.to(image.pos_embed.device)
 
-# %% ../nbs/01_dit.ipynb #044-01
+# %% ../nbs/01_dit.ipynb #047-01
 @patch
 def encode(self:VideoDiT,
            texts, # list of B strings, or their (ids, mask) from `tokenize`
@@ -326,5 +341,18 @@ def forward(self:VideoDiT,
     frames = torch.arange(T, device=x.device)
     x = self.x_embedder(x.flatten(0, 1)).unflatten(0, (B, T)) + self.pos_embed                  # (B, T, S, D)
     c = self.t_embedder(t) + self.y_embedder(torch.full_like(t, self.classes, dtype=torch.long))  # (B, D): the null class
+    c = c[:, None].expand(-1, T, -1)                                                            # (B, T, D)
+    if self.text_cond is not None: c = c + self.text_cond(c[:, :, None], frames, tokens, mask)[:, :, 0]   # a frame's c is its only token
     for block in self.blocks: x = block(x, frames, c, tokens, mask, frame_chunk)
     return self.unpatchify(self.final_layer(x, c))
+
+# %% ../nbs/01_dit.ipynb #049-01
+def part_of(name:str) -> str: # 'image model', 'text', 'time' or 'text encoder'
+    "The part of a video model that a tensor belongs to, by its name."
+    return next((part for key, part in dict(text_encoder='text encoder', text_='text', time_attn='time').items() if key in name), 'image model')
+
+def by_part(numbers:dict) -> dict: # {tensor name: number} -> {part: sum}
+    "Sums over the tensors of each part."
+    out = {}
+    for name, n in numbers.items(): out[part_of(name)] = out.get(part_of(name), 0) + n
+    return out

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'Trainer', 'interruptible',
-           'clock', 'line', 'fit', 'open_run', 'agree', 'curves']
+           'clock', 'line', 'fit', 'Check', 'output_quality', 'training_capability', 'preflight', 'open_run', 'agree',
+           'curves']
 
 # %% ../nbs/05_train.ipynb #002-05
-import json, math, os, signal, threading, time
+import copy, json, math, os, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .corpus import Clips, root
 from .diffusion import stratified
-from .dit import DiT, VideoDiT, tokenize
+from .dit import DiT, VideoDiT, by_part, shape_of, tokenize
 from .finite import Guard, check_data, first_nonfinite
 from .surgery import build, freeze, graft, load, read_checkpoint, save, save_tensors
 
@@ -43,7 +44,7 @@ class Batches:
                 ):
         if batch < 1: raise ValueError(f'batch is {batch}: at least 1 item a step is needed')
         self.stills, self.batch, self.seed, self.device, self.drop = stills, batch, seed, torch.device(device), drop
-        self.frames = torch.from_numpy(clips.frames).movedim(-1, 2).contiguous().to(device)              # (N, T, C, H, W) uint8
+        self.frames = torch.from_numpy(clips.frames).movedim(-1, 2).contiguous().to(device)              # (N, T, C, H, W) uint8 pixels or float latents
         self.null, orders = len(clips.alphabet) + 1, {}
         if stills:
             valid = torch.arange(self.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]
@@ -72,7 +73,7 @@ def __call__(self:Batches, step:int) -> tuple: # x float (B, [T,] C, H, W) in [-
     else:
         (none, seen), x = tokenize([''], self.ids.shape[1], self.device), self.frames[i]
         cond = torch.where(drop[:, None], none, self.ids[i]), torch.where(drop[:, None], seen, self.mask[i])
-    return x.float()/127.5 - 1, cond
+    return x.float()/127.5 - 1 if x.dtype == torch.uint8 else x.float(), cond
 
 # %% ../nbs/05_train.ipynb #018-05
 class EMA:
@@ -308,6 +309,64 @@ def fit(tr:Trainer,
     return tr.history
 
 # %% ../nbs/05_train.ipynb #046-05
+@dataclass
+class Check:
+    "One figure of the preflight."
+    what:str; value:str; ok:bool; normal:str; otherwise:str
+
+def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
+                   other:Tensor, # the same for another text
+                  ) -> list[Check]:
+    "Is what the model puts out alive: everywhere, in time, and with the text?"
+    zeros = (out == 0).float().mean((0, 3, 4))                      # (T, C): share of exact zeros
+    f, c = divmod(int(zeros.argmax()), zeros.shape[1])
+    scale = out.std().clamp(min=1e-12)
+    still = out.var((0, 2, 3, 4)).min()/scale**2
+    return [
+        Check('NaN or Inf', f'{int((~out.isfinite()).sum())}', bool(out.isfinite().all()), 'none', 'first_nonfinite(model, x, t) names the module'),
+        Check('range, mean, std', f'[{out.min():.2f}, {out.max():.2f}], {out.mean():.2f}, {out.std():.2f}', bool(1e-3 < out.std() < 100), 'std between 0.001 and 100', 'near 0: is the head loaded, or zero and frozen? large: lower the learning rate'),
+        Check('exact zeros, worst frame and channel', f'{100*zeros[f, c]:.2f} % (frame {f}, channel {c})', bool(zeros.max() < 0.01), 'under 1 % in each', 'a whole frame or channel of zeros is a layer that does not write there'),
+        Check('variance of the flattest frame', f'{still:.1e} of all', bool(still > 1e-4), 'above 1e-4', 'a constant frame: look at the temporal layers'),
+        Check('frames differ by', f'{(out[:, 1:] - out[:, :-1]).abs().mean()/scale:.1e}', bool((out[:, 1:] - out[:, :-1]).abs().mean()/scale > 1e-4), 'above 1e-4', 'the clip stands still: is temporal attention trained?'),
+        Check('texts differ by', f'{(out - other).abs().mean()/scale:.1e}', bool((out - other).abs().mean()/scale > 1e-5), 'above 1e-5', 'the text does not reach the output: is it passed in, are its branches frozen?')]
+
+# %% ../nbs/05_train.ipynb #047-05
+def training_capability(trainer:Trainer, # its model is trained: hand in a copy
+                        piece:tuple, # (x, cond, t, eps), as `draw` gives them: one batch, to be overfitted
+                        steps:int=15,
+                       ) -> list[Check]:
+    "Can it learn: who is trainable, does everyone get a gradient, and can one batch be overfitted?"
+    tr, sizes = trainer, by_part({k: p.numel() for k, p in trainer.model.named_parameters()})
+    share = {part: n/sizes[part] for part, n in by_part({k: p.numel() if p.requires_grad else 0 for k, p in tr.model.named_parameters()}).items()}
+    seen, norms, losses = set(), None, []
+    for i in range(steps):
+        loss = tr.loss(*piece).mean(); loss.backward()
+        seen |= {k for k, p in tr.params.items() if p.grad is not None and p.grad.abs().max() > 0}
+        norms = {k: v**.5 for k, v in by_part({k: float(p.grad.pow(2).sum()) for k, p in tr.params.items() if p.grad is not None}).items()}
+        for group in tr.optimizer.param_groups: group['lr'] = tr.recipe.lr
+        tr.guard.step(tr.optimizer, loss, tr.recipe.clip, i); tr.optimizer.step(); tr.optimizer.zero_grad()
+        losses.append(loss.item())
+    dead, total, text = sorted(set(tr.params) - seen), sum(n**2 for n in norms.values())**.5, lambda d, form: ', '.join(f'{k} {form.format(v)}' for k, v in d.items())
+    return [
+        Check('trainable', text(share, '{:.0%}'), True, 'what you did not freeze', 'unfreeze, or load what you freeze'),
+        Check('without a gradient', f'{len(dead)} of {len(tr.params)} tensors' + (f', such as {dead[0]}' if dead else ''), not dead, 'none', 'two zero layers in a row, or a branch that is not used: find why before training'),
+        Check('gradient norms by part', text(norms, '{:.2g}'), math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3', 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer'),
+        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {losses[-1]:.3f}', losses[-1] < 0.9*losses[0], 'falls by a tenth at least', 'raise the learning rate, check that data and objective fit each other')]
+
+def preflight(trainer:Trainer, # before its first step; left as it is
+              batches:Batches, items:int=4, steps:int=15) -> list[Check]:
+    "Train a copy on one small batch, then look at what it can do and what it puts out."
+    copied = Trainer(copy.deepcopy(trainer.model).train(), trainer.objective, trainer.recipe)
+    (x, cond, t, eps), *_ = trainer.draw(batches, 0)
+    cut = lambda c: tuple(p[:items] for p in c) if isinstance(c, tuple) else c[:items]
+    piece = x[:items], cut(cond), t[:items], eps[:items]
+    checks = training_capability(copied, piece, steps)
+    copied.model.eval()
+    xt = trainer.objective.noised(piece[0], piece[3], piece[2])
+    with torch.no_grad(): out, other = (copied.model(xt, piece[2], [text]*len(xt)).float() for text in ('A', 'BC'))
+    return checks + output_quality(out, other)
+
+# %% ../nbs/05_train.ipynb #051-05
 def open_run(name:str, # of the run; '' takes the default
              default:str, # such as data and time of day
              resume:str='', # name of the run to go on with
@@ -336,7 +395,7 @@ def agree(folder:Path, # of the run
     if differ: raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}')
     return saved | {k: given[k] for k in free}
 
-# %% ../nbs/05_train.ipynb #049-05
+# %% ../nbs/05_train.ipynb #054-05
 def curves(histories:dict, # stage -> history
           ): # a plotly figure
     "Training and held-out losses of each stage."

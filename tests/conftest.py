@@ -1,0 +1,6 @@
+"""`pytest --slow` and `pytest --cuda` also run the notebook cells flagged `#| slow` (minutes, gigabytes) and `#| cuda` (a GPU)."""
+
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='also run cells flagged slow: minutes, and up to 8 GB of memory')
+    parser.addoption('--cuda', action='store_true', help='also run cells flagged cuda: need a GPU')
