@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'Trainer', 'interruptible',
-           'clock', 'line', 'fit', 'Check', 'output_quality', 'training_capability', 'preflight', 'open_run', 'agree',
-           'curves']
+           'clock', 'line', 'fit', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run',
+           'start_run', 'agree', 'curves']
 
 # %% ../nbs/05_train.ipynb #002-05
 import copy, json, math, os, signal, threading, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 
 from .corpus import Clips, root
 from .diffusion import stratified
-from .dit import DiT, VideoDiT, by_part, shape_of, tokenize
+from .dit import DiT, VideoDiT, by_part, check_shape, shape_of, tokenize
 from .finite import Guard, check_data, first_nonfinite
 from .surgery import build, freeze, graft, load, read_checkpoint, save, save_tensors
 
-# %% ../nbs/05_train.ipynb #009-05
+# %% ../nbs/05_train.ipynb #010-05
 def generator(device, # where the numbers are wanted
               *key:int, # such as (seed, step): any non-negative integers
              ) -> torch.Generator:
     "A random generator that depends on the key alone."
     return torch.Generator(device).manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
-# %% ../nbs/05_train.ipynb #011-05
+# %% ../nbs/05_train.ipynb #012-05
 class Batches:
     "What a training step sees, as a function of (seed, step) alone."
     def __init__(self,
@@ -63,7 +63,7 @@ class Batches:
         epochs = range(first//self.n, (last - 1)//self.n + 1)
         return torch.cat([self.order(e) for e in epochs])[first - epochs[0]*self.n:last - epochs[0]*self.n]
 
-# %% ../nbs/05_train.ipynb #012-05
+# %% ../nbs/05_train.ipynb #013-05
 @patch
 def __call__(self:Batches, step:int) -> tuple: # x float (B, [T,] C, H, W) in [-1, 1]; classes (B,) or text (ids, mask)
     "The batch of a step."
@@ -75,7 +75,7 @@ def __call__(self:Batches, step:int) -> tuple: # x float (B, [T,] C, H, W) in [-
         cond = torch.where(drop[:, None], none, self.ids[i]), torch.where(drop[:, None], seen, self.mask[i])
     return x.float()/127.5 - 1 if x.dtype == torch.uint8 else x.float(), cond
 
-# %% ../nbs/05_train.ipynb #018-05
+# %% ../nbs/05_train.ipynb #019-05
 class EMA:
     "A running average of a model's parameters whose horizon grows with the step."
     def __init__(self, model:nn.Module, decay:float=0.999):
@@ -99,7 +99,7 @@ class EMA:
     def swap(self) -> None:
         for k, p in self.live.items(): p.data, self.mean[k] = self.mean[k], p.data
 
-# %% ../nbs/05_train.ipynb #021-05
+# %% ../nbs/05_train.ipynb #022-05
 class HeldOut:
     "The loss on fixed clips at fixed noise and noise levels."
     def __init__(self, batches:Batches, objective, step:int=0, chunk:int=64):
@@ -116,7 +116,7 @@ class HeldOut:
         losses = [self.objective.loss(model(xt[i:i+n], self.t[i:i+n], cut(self.cond, i), **kwargs), self.x[i:i+n], self.eps[i:i+n], self.t[i:i+n]) for i in range(0, len(xt), n)]
         return torch.cat(losses).mean().item()
 
-# %% ../nbs/05_train.ipynb #025-05
+# %% ../nbs/05_train.ipynb #026-05
 @dataclass
 class Recipe:
     "The settings that decide what a stage computes."
@@ -143,7 +143,7 @@ class Recipe:
         rise, x = min(1., (step + 1)/min(self.warmup, max(1, self.steps//10))), step/self.steps
         return self.lr*rise*(self.final + (1 - self.final)*(1 + math.cos(math.pi*x))/2)
 
-# %% ../nbs/05_train.ipynb #027-05
+# %% ../nbs/05_train.ipynb #028-05
 def pick_device(name:str='auto') -> torch.device:
     "cuda where there is a GPU, else cpu. Raises ValueError for a GPU that is not there."
     if name not in ('auto', 'cpu') and not torch.cuda.is_available(): raise ValueError(f'device is {name!r} but PyTorch sees no GPU: use device=cpu or auto')
@@ -157,7 +157,7 @@ def pick_precision(name:str, device) -> str: # 'bf16' or 'fp32'
     if name == 'bf16' and not has: raise ValueError(f'precision=bf16, but this {device.type} only emulates it, many times slower than fp32: use fp32 or auto')
     return ('bf16' if has else 'fp32') if name == 'auto' else name
 
-# %% ../nbs/05_train.ipynb #030-05
+# %% ../nbs/05_train.ipynb #031-05
 class Trainer:
     "All that changes while training: model, optimiser, average, guard, step, history. What is saved is what is in here."
     def __init__(self, model:DiT, objective, recipe:Recipe):
@@ -173,7 +173,7 @@ class Trainer:
         live = {f'model.{k}': p for k, p in self.ema.live.items()} | {f'ema.{k}': v for k, v in self.ema.mean.items()}
         return live | moments, dict(recipe=asdict(self.recipe), step=self.step, history=self.history, guard=self.guard.state_dict())
 
-# %% ../nbs/05_train.ipynb #031-05
+# %% ../nbs/05_train.ipynb #032-05
 @patch
 def save(self:Trainer, folder, stage:str, keep:int=1) -> Path: # the checkpoint that one samples from
     "Write the state first, then the averaged weights, each atomically; of the states only the newest `keep` stay."
@@ -195,7 +195,7 @@ def resume(self:Trainer, folder, stage:str) -> None:
     self.step, self.history = config['step'], config['history']
     self.guard.load_state_dict(config['guard'])
 
-# %% ../nbs/05_train.ipynb #033-05
+# %% ../nbs/05_train.ipynb #034-05
 @patch
 def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor) -> Tensor: # (B,)
     "One loss for each item."
@@ -232,7 +232,7 @@ def train_step(self:Trainer, batches:Batches) -> tuple[Tensor, Tensor]: # loss a
     self.step += 1
     return total, norm
 
-# %% ../nbs/05_train.ipynb #035-05
+# %% ../nbs/05_train.ipynb #036-05
 @contextmanager
 def interruptible():
     "Within this context Ctrl-C only raises a flag, `asked()`; a second Ctrl-C interrupts at once."
@@ -256,20 +256,21 @@ def line(stage:str, row:dict, unit:str, total:int, left:float) -> str:
         if k in row: shown.append(form.format(row[k]))
     return '  '.join(shown + ([f'{clock(left)} left'] if left else []))
 
-# %% ../nbs/05_train.ipynb #037-05
+# %% ../nbs/05_train.ipynb #038-05
 @patch
 def look(self:Trainer, held_out, preview=None, score=None) -> dict: # {'held_out': ..., and what score gives}
     "Held-out loss, preview and scores, with the averaged weights."
     kwargs = dict(frame_chunk=self.recipe.frame_chunk or None) if isinstance(self.model, VideoDiT) else {}
+    eager = torch.compiler.set_stance('force_eager') if self.device.type == 'cuda' else nullcontext()     # no compiling for shapes that come by once
     self.model.eval()
-    with self.ema.applied():
+    with self.ema.applied(), eager:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bf16'): row = dict(held_out=held_out(self.model, **kwargs))
         if preview: preview(self.model, self.step)
         if score: row |= score(self.model)
     self.model.train()
     return row
 
-# %% ../nbs/05_train.ipynb #038-05
+# %% ../nbs/05_train.ipynb #039-05
 def fit(tr:Trainer,
         batches:Batches, # training data
         held_out:HeldOut, # its loss is logged with the averaged weights
@@ -308,7 +309,7 @@ def fit(tr:Trainer,
     if tr.step < total: print(f'{stage}: out of time at step {tr.step} of {total}; saved in {folder}', flush=True)
     return tr.history
 
-# %% ../nbs/05_train.ipynb #046-05
+# %% ../nbs/05_train.ipynb #047-05
 @dataclass
 class Check:
     "One figure of the preflight."
@@ -330,7 +331,7 @@ def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
         Check('frames differ by', f'{(out[:, 1:] - out[:, :-1]).abs().mean()/scale:.1e}', bool((out[:, 1:] - out[:, :-1]).abs().mean()/scale > 1e-4), 'above 1e-4', 'the clip stands still: is temporal attention trained?'),
         Check('texts differ by', f'{(out - other).abs().mean()/scale:.1e}', bool((out - other).abs().mean()/scale > 1e-5), 'above 1e-5', 'the text does not reach the output: is it passed in, are its branches frozen?')]
 
-# %% ../nbs/05_train.ipynb #047-05
+# %% ../nbs/05_train.ipynb #048-05
 def training_capability(trainer:Trainer, # its model is trained: hand in a copy
                         piece:tuple, # (x, cond, t, eps), as `draw` gives them: one batch, to be overfitted
                         steps:int=15,
@@ -366,23 +367,27 @@ def preflight(trainer:Trainer, # before its first step; left as it is
     with torch.no_grad(): out, other = (copied.model(xt, piece[2], [text]*len(xt)).float() for text in ('A', 'BC'))
     return checks + output_quality(out, other)
 
-# %% ../nbs/05_train.ipynb #051-05
-def open_run(name:str, # of the run; '' takes the default
+# %% ../nbs/05_train.ipynb #052-05
+def find_run(name:str, # of the run; '' takes the default
              default:str, # such as data and time of day
              resume:str='', # name of the run to go on with
              base=None, # folder of runs; default: checkpoints/ in the repository
-            ) -> Path: # the run's folder, which `latest` beside it now points to
-    "Make a run's folder, or find the one to resume. Raises FileExistsError or FileNotFoundError in one line."
+            ) -> Path: # the run's folder, not made yet
+    "Where a run belongs. Raises FileExistsError for a name that is taken, FileNotFoundError for nothing to resume, in one line."
     base = Path(base or root()/'checkpoints')
     folder = base/(resume or name or default)
     if resume and not (folder/'settings.json').exists(): raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(sorted(p.parent.name for p in base.glob("*/settings.json") if not p.parent.is_symlink())) or "none"}')
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
+    return folder
+
+def start_run(folder:Path, settings:dict) -> None:
+    "Make the run's folder with its settings, and let `latest` beside it point there."
     folder.mkdir(parents=True, exist_ok=True)
-    link = base/f'.latest-{os.getpid()}'
+    (folder/'settings.json').write_text(json.dumps(settings, indent=1))
+    link = folder.parent/f'.latest-{os.getpid()}'
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
-    os.replace(link, base/'latest')
-    return folder
+    os.replace(link, folder.parent/'latest')
 
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
@@ -395,7 +400,7 @@ def agree(folder:Path, # of the run
     if differ: raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}')
     return saved | {k: given[k] for k in free}
 
-# %% ../nbs/05_train.ipynb #054-05
+# %% ../nbs/05_train.ipynb #055-05
 def curves(histories:dict, # stage -> history
           ): # a plotly figure
     "Training and held-out losses of each stage."
