@@ -51,7 +51,7 @@ def save_npz(path,     # where to write; its folder is made
 @dataclass(eq=False, repr=False)
 class Clips:
     "Videos of equal shape with their texts; shorter ones are padded by holding their last frame. Raises ValueError where shapes disagree."
-    frames: np.ndarray              # uint8 (N,T,H,W,C)
+    frames: np.ndarray              # (N,T,H,W,C): uint8 pixels, or float16 or float32 latents
     texts: list                     # N strings: what is signed
     names: list = None              # N strings: where each clip comes from
     fps: float = FPS                # frames a second
@@ -63,7 +63,7 @@ class Clips:
 
     def __post_init__(self):
         f = self.frames = np.asarray(self.frames)
-        if f.ndim!=5 or f.dtype!=np.uint8: raise ValueError(f'frames must be uint8 (N,T,H,W,C), not {f.dtype} {f.shape}')
+        if f.ndim!=5 or f.dtype not in (np.uint8, np.float16, np.float32): raise ValueError(f'frames must be (N,T,H,W,C), uint8 pixels or float latents, not {f.dtype} {f.shape}')
         n,t = f.shape[:2]
         self.texts = [str(o) for o in self.texts]
         self.names = [str(i) for i in range(n)] if self.names is None else [str(o) for o in self.names]
