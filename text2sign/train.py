@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from .corpus import Clips, root
 from .diffusion import stratified
-from .dit import DiT, VideoDiT, by_part, check_shape, shape_of, tokenize
-from .finite import Guard, check_data, first_nonfinite
-from .surgery import build, freeze, graft, load, read_checkpoint, save, save_tensors
+from .dit import DiT, VideoDiT, by_part, tokenize
+from .finite import Guard, first_nonfinite
+from .surgery import read_checkpoint, save, save_tensors
 
 # %% ../nbs/05_train.ipynb #010-05
 def generator(device, # where the numbers are wanted
@@ -45,13 +45,13 @@ class Batches:
         if batch < 1: raise ValueError(f'batch is {batch}: at least 1 item a step is needed')
         self.stills, self.batch, self.seed, self.device, self.drop = stills, batch, seed, torch.device(device), drop
         self.frames = torch.from_numpy(clips.frames).movedim(-1, 2).contiguous().to(device)              # (N, T, C, H, W) uint8 pixels or float latents
-        self.null, orders = len(clips.alphabet) + 1, {}
+        self.null, self.orders = len(clips.alphabet) + 1, {}
         if stills:
             valid = torch.arange(self.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]
             labels = torch.full(valid.shape, self.null) if clips.letters is None else torch.as_tensor(clips.letters)
             self.where, self.labels = valid.nonzero().to(device), labels[valid].to(device)
         else: self.ids, self.mask = tokenize(clips.texts, device=device)
-        self.n, self.orders = len(self.where) if stills else len(self.frames), orders
+        self.n = len(self.where) if stills else len(self.frames)
 
     def order(self, epoch:int) -> Tensor: # (n,) the epoch's permutation
         if epoch not in self.orders: self.orders = {e: o for e, o in self.orders.items() if e >= epoch - 1} | {epoch: torch.randperm(self.n, generator=generator(self.device, self.seed, 1, epoch), device=self.device)}
