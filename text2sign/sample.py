@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .corpus import frames_needed, save_npz, strip
 from .diffusion import Flow, like, objective
 from .dit import DiT, VideoDiT
-from .surgery import find_checkpoint, load
+from .surgery import load
 from .train import pick_precision
 
 # %% ../nbs/06_sample.ipynb #005-06
@@ -109,10 +109,12 @@ def load_vae(name:str, # a folder, or a name on the Hugging Face hub
             ): # diffusers' AutoencoderKL or AutoencoderTiny, float32, in evaluation mode; kept for the next call
     "An autoencoder between pixels and latents. Raises FileNotFoundError or ValueError in one line."
     import diffusers as d
-    try: kind = d.AutoencoderKL.load_config(name).get('_class_name')
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json, or a name on the Hugging Face hub ({str(e).splitlines()[0][:120]})') from None
-    if kind not in ('AutoencoderKL', 'AutoencoderTiny'): raise ValueError(f'{name} is a {kind}: AutoencoderKL and AutoencoderTiny can be used')
-    return getattr(d, kind).from_pretrained(name, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    try:
+        kind = d.AutoencoderKL.load_config(name).get('_class_name')
+        vae = getattr(d, kind).from_pretrained(name, torch_dtype=torch.float32) if kind in ('AutoencoderKL', 'AutoencoderTiny') else None
+    except (OSError, ValueError) as e: raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, or a name on the Hugging Face hub ({str(e).splitlines()[0][:120]})') from None
+    if vae is None: raise ValueError(f'{name} is a {kind}: AutoencoderKL and AutoencoderTiny can be used')
+    return vae.to(device).eval().requires_grad_(False)
 
 @torch.no_grad()
 def decode(latents:Tensor, # (N, T, C, h, w)
