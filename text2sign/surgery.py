@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'COLOURS', 'TABLE', 'BRANCHES', 'ZERO', 'RULES', 'write', 'cut', 'shards', 'save_tensors', 'remove', 'save',
-           'bare', 'unwrap', 'read_checkpoint', 'build', 'load', 'Row', 'Report', 'cell', 'mosaic', 'positions',
-           'geometry', 'changes', 'patches', 'head', 'classes', 'letters', 'depth', 'branches', 'same', 'graft',
-           'check_blocks', 'block_name', 'freeze']
+           'bare', 'unwrap', 'read_checkpoint', 'find_checkpoint', 'build', 'load', 'Row', 'Report', 'cell', 'mosaic',
+           'positions', 'geometry', 'changes', 'patches', 'head', 'classes', 'letters', 'depth', 'branches', 'same',
+           'graft', 'check_blocks', 'block_name', 'freeze']
 
 # %% ../nbs/02_surgery.ipynb #002-02
 import argparse, inspect, json, os, time
@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from .corpus import root
 from .dit import DiT, VideoDiT, sincos_2d
 
 # %% ../nbs/02_surgery.ipynb #005-02
@@ -114,7 +115,20 @@ def read_checkpoint(path, # .safetensors, or .pt/.pth/.bin
         raise ValueError(f'{path} cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
     return unwrap(found, path), config
 
-# %% ../nbs/02_surgery.ipynb #010-02
+# %% ../nbs/02_surgery.ipynb #011-02
+def find_checkpoint(name, # a file, a folder that a run left, or the name of either in `checkpoints/`
+                   ) -> Path: # the file
+    "Where a checkpoint is. Raises FileNotFoundError that lists what there is."
+    if Path(name).is_file(): return Path(name)
+    places = [Path(name)] if Path(name).is_absolute() else [Path(name), root()/name, root()/'checkpoints'/name]
+    for place in places:
+        for file in (place, Path(f'{place}.safetensors'), place/'video.safetensors', place/'image.safetensors'):
+            if file.is_file(): return file
+    base = places[-1].parent
+    there = sorted({p.stem for p in base.glob('*.safetensors')} | {p.parent.name for p in base.glob('*/*.safetensors')})
+    raise FileNotFoundError(f'no checkpoint at {name}, nor one of that name in {base}: there are {", ".join(there) or "none"}')
+
+# %% ../nbs/02_surgery.ipynb #012-02
 def build(config:dict) -> DiT: # an untrained model
     "The model that a configuration describes; `model.config` keeps all of it."
     cls = dict(DiT=DiT, VideoDiT=VideoDiT).get(config.get('kind'))
@@ -124,17 +138,18 @@ def build(config:dict) -> DiT: # an untrained model
     model.config = {k: v for k, v in config.items() if k != 'kind'}
     return model
 
-def load(path, # a checkpoint of this project
+def load(path, # a checkpoint of this project: a file, a folder, or a name as `find_checkpoint` takes them
          device='cpu',
         ) -> DiT: # in evaluation mode, its configuration in `.config`
     "A model as it was saved. Raises FileNotFoundError or ValueError in one line."
+    path = find_checkpoint(path)
     weights, config = read_checkpoint(path)
     model = build(config)
     try: model.load_state_dict({k: v.float() for k, v in weights.items()})
     except RuntimeError as e: raise ValueError(f'{path} does not fit its own configuration: {"; ".join(l.strip() for l in str(e).splitlines()[1:])}') from None
     return model.to(device).eval()
 
-# %% ../nbs/02_surgery.ipynb #021-02
+# %% ../nbs/02_surgery.ipynb #024-02
 @dataclass
 class Row:
     "What became of one tensor."
@@ -164,7 +179,7 @@ class Report:
 
 COLOURS = dict(copied='#b9c6d3', resampled='#3f8fc0', adapted='#f0a030', new='#69b562', dropped='#d1495b')
 
-# %% ../nbs/02_surgery.ipynb #023-02
+# %% ../nbs/02_surgery.ipynb #026-02
 def cell(name:str) -> tuple[str, str]:
     "Column and row of a tensor in the picture: its block (or '' outside the blocks) and its module there."
     module = name.removesuffix('.weight').removesuffix('.bias')
@@ -181,7 +196,7 @@ def mosaic(ax, rows:list, cells:list) -> None:
     ax.tick_params(length=0, labelsize=7)
     for side in ax.spines.values(): side.set_visible(False)
 
-# %% ../nbs/02_surgery.ipynb #024-02
+# %% ../nbs/02_surgery.ipynb #027-02
 @patch
 def picture(self:Report):
     "The network coloured by what happened, as a matplotlib figure; dropped blocks stand at the right under their number in the weights, in brackets."
@@ -197,7 +212,7 @@ def picture(self:Report):
     fig.tight_layout(rect=(0, 0, 1, .94)); plt.close(fig)
     return fig
 
-# %% ../nbs/02_surgery.ipynb #026-02
+# %% ../nbs/02_surgery.ipynb #029-02
 def positions(name, source, target, model, **_):
     "The position table of another grid; computed where the weights bring none."
     if name != 'pos_embed': return
@@ -207,7 +222,7 @@ def positions(name, source, target, model, **_):
     if source.shape == target.shape or source.shape != (1, old*old, target.shape[-1]): return
     return resample_abs_pos_embed(source, [new, new], [old, old], num_prefix_tokens=0), 'resampled', f'{old}x{old} grid to {new}x{new}'
 
-# %% ../nbs/02_surgery.ipynb #028-02
+# %% ../nbs/02_surgery.ipynb #031-02
 def geometry(weights:dict) -> tuple|None: # (patch, channels, 2 if the head predicts the variance too, else 1)
     "What embedding and head say together of the weights' pixels; None where they disagree."
     w, b = weights.get('x_embedder.proj.weight'), weights.get('final_layer.linear.bias')
@@ -226,7 +241,7 @@ def patches(name, source, target, weights, model, **_):
     out[:, :kept] = resample_patch_embed(source[:, :kept], [model.patch]*2)
     return out, 'resampled' if old[1] == new[1] else 'adapted', changes(old[:2], new)
 
-# %% ../nbs/02_surgery.ipynb #030-02
+# %% ../nbs/02_surgery.ipynb #033-02
 def head(name, source, target, weights, model, **_):
     "Output head of another patch size, other channels, or with or without the variance."
     old, new = geometry(weights), (model.patch, model.channels, 1 + model.learn_sigma)
@@ -238,7 +253,7 @@ def head(name, source, target, weights, model, **_):
     out[:s, :c] = x[:r, :d]
     return out.permute(3, 4, 0, 1, 2).reshape(target.shape), 'resampled' if (c, s) == (d, r) else 'adapted', changes(old, new)
 
-# %% ../nbs/02_surgery.ipynb #032-02
+# %% ../nbs/02_surgery.ipynb #035-02
 TABLE = 'y_embedder.embedding_table.weight'
 
 def classes(name, source, target, model, alphabet='', **_):
@@ -261,7 +276,7 @@ def letters(name, source, target, weights, alphabet='', **_):
             if len(byte) == 1: out[byte[0]] = row
     return out, 'adapted', f'{len(alphabet)} letter rows of the class table'
 
-# %% ../nbs/02_surgery.ipynb #034-02
+# %% ../nbs/02_surgery.ipynb #037-02
 BRANCHES = ('text_encoder.', 'text_attn.', 'time_attn.', 'text_cond.')
 ZERO = ('text_attn.proj.', 'time_attn.proj.', 'text_cond.proj.')            # a branch's last projection
 
@@ -284,7 +299,7 @@ def same(name, source, target, **_):
 
 RULES = [positions, patches, head, classes, letters, depth, branches, same]
 
-# %% ../nbs/02_surgery.ipynb #036-02
+# %% ../nbs/02_surgery.ipynb #039-02
 def graft(model:nn.Module, # receives
           weights:dict, # name -> tensor, as `read_checkpoint` gives them
           alphabet:str='', # letters of the weights' classes 1, 2, ...; '' if they have none
@@ -312,7 +327,7 @@ def graft(model:nn.Module, # receives
     model.load_state_dict(plan)
     return report
 
-# %% ../nbs/02_surgery.ipynb #037-02
+# %% ../nbs/02_surgery.ipynb #040-02
 def check_blocks(model, weights, blocks) -> list|None: # the blocks asked for
     "Raise ValueError where the numbers of blocks differ and nobody said which go where, or what was said does not fit."
     there = {int(k.split('.')[1]) for k in weights if k.startswith('blocks.') and k.split('.')[1].isdigit()}
@@ -329,7 +344,7 @@ def block_name(name:str, blocks:list|None) -> str:
     _, i, rest = name.split('.', 2)
     return f'blocks.{blocks[int(i)]}.{rest}'
 
-# %% ../nbs/02_surgery.ipynb #061-02
+# %% ../nbs/02_surgery.ipynb #064-02
 def freeze(model:nn.Module,
            report:Report, # of the graft that filled the model
            names:str='*', # which tensors: a pattern as for files, such as 'blocks.*'
