@@ -289,9 +289,9 @@ class ReadReport:
     def __str__(self):
         hold, longest = (self.frames - 1)/self.fps, max(self.seconds, default=0)
         out = [f'{self.kept} of {self.kept + len(self.problems)} clips read']
-        if self.kept: out[0] += f': {min(self.seconds):.1f} to {longest:.1f} s of motion, {np.median(self.seconds):.1f} s in the middle'
+        if self.kept: out[0] += f': {min(self.seconds):.1f} to {longest:.1f} s of motion, median {np.median(self.seconds):.1f} s'
         if long := sum(s > hold + 1e-3 for s in self.seconds):
-            out.append(f'{long} last longer than {self.frames} frames at {self.fps:g} fps and play faster, up to {longest/max(hold, 1/self.fps):.1f} x: frames={int(longest*self.fps + 1e-6) + 1} holds them all')
+            out.append(f'{long} last longer than {self.frames} frames at {self.fps:g} fps and play faster, up to {longest/max(hold, 1/self.fps):.1f} x: frames={int(longest*self.fps + 1e-6) + 1} or fps={int(10*hold*self.fps/longest)/10:g} holds them all at their own speed')
         wide = max((len(str(n)) for n, _ in self.problems), default=0)
         return '\n'.join(out + ([f'{len(self.problems)} left out:'] if self.problems else []) + [f'  {n:{wide}}  {r}' for n, r in self.problems])
 
@@ -362,7 +362,7 @@ def read_videos(source,        # a folder of name.mp4 (gif, webm, mov, m4v, mkv,
     clips.report = report
     return clips
 
-# %% ../nbs/08_videos.ipynb #073-08
+# %% ../nbs/08_videos.ipynb #075-08
 def split(clips,     # `Clips`
           share=.1,  # of the clips to hold out, 0 to 1
           seed=0,    # of the choice
@@ -371,14 +371,17 @@ def split(clips,     # `Clips`
     n, rng = len(clips), np.random.default_rng(seed)
     if not 0 < share < 1 or n < 2: raise ValueError(f'cannot hold out a share of {share} of {n} clips: 0 < share < 1, and at least 2 clips')
     who = np.array(clips.signers if clips.signers else ['']*n)
-    people = rng.permutation(np.unique(who))
-    if len(people) > 1:
-        sums = np.cumsum([(who == p).sum() for p in people[:-1]])
-        held = np.isin(who, people[:np.abs(sums - share*n).argmin() + 1])
+    if len(set(who)) > 1: held = np.isin(who, _people(Counter(who.tolist()), share*n, rng))
     else:
         if who[0]: warnings.warn(f'all clips show one signer, {who[0]}: the held-out ones do too')
         held = _spare(clips.texts, min(n - 1, max(1, round(share*n))), rng)
     return clips[~held], clips[held]
+
+def _people(counts, wanted, rng) -> list: # signers whose clips come near to `wanted`; never all of them
+    out, n = [], 0
+    for p in rng.permutation(sorted(counts)).tolist():
+        if abs(n + counts[p] - wanted) < abs(n - wanted) and len(out) < len(counts) - 1: out.append(p); n += counts[p]
+    return out or [min(sorted(counts), key=counts.get)]
 
 def _spare(texts, k, rng) -> np.ndarray: # bool (N,): k clips, first those whose texts stay with others
     left, held, order = Counter(texts), np.zeros(len(texts), bool), rng.permutation(len(texts))
@@ -389,7 +392,7 @@ def _spare(texts, k, rng) -> np.ndarray: # bool (N,): k clips, first those whose
     if lost: warnings.warn(f'held out with all clips of their texts, which training will not show: {", ".join(sorted({texts[i] for i in lost})[:8])}')
     return held
 
-# %% ../nbs/08_videos.ipynb #076-08
+# %% ../nbs/08_videos.ipynb #078-08
 def posterior(vae, # a diffusers `AutoencoderKL` or `AutoencoderTiny`
               x,   # float (B,3,H,W) in [-1, 1]
              ) -> tuple: # mean and standard deviation (None for `AutoencoderTiny`), (B,C,h,w), scaled
@@ -410,7 +413,7 @@ def _moments(clips, vae, chunk, device, progress) -> list: # [mean, std or None]
     if bad := [clips.names[i] for i in range(n) if not all(np.isfinite(m[i]).all() for m in out if m is not None)]: raise ValueError(f'the VAE gives values beyond float16 for {bad[0]}: is it the right one?')
     return out
 
-# %% ../nbs/08_videos.ipynb #077-08
+# %% ../nbs/08_videos.ipynb #079-08
 def encode_clips(clips,         # `Clips` of pixels
                  vae,           # a folder, or a hub id, of a diffusers `AutoencoderKL` or `AutoencoderTiny`
                  chunk=16,      # frames at a time
