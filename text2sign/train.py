@@ -424,7 +424,7 @@ def agreed(self:Trainer, flag) -> bool:
     "Does any of the processes say so?"
     return bool(flag) if self.world == 1 else bool(self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.device), 'sum') > 0)
 
-# %% ../nbs/05_train.ipynb #064-05
+# %% ../nbs/05_train.ipynb #063-05
 def gif(clips, # uint8 (T, H, W, 3) each, of equal shape
         fps:float=12) -> bytes:
     "Clips side by side as an animated GIF."
@@ -450,7 +450,7 @@ class Board:
             self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=f'{name}: {", ".join(t for t, _ in clips)}', image=moving)]), row['step'])
         self.writer.flush()
 
-# %% ../nbs/05_train.ipynb #068-05
+# %% ../nbs/05_train.ipynb #067-05
 def in_jupyterlab() -> bool: # False under papermill and test runners
     return 'JPY_SESSION_NAME' in os.environ
 
@@ -473,7 +473,7 @@ class Chart:
             picture(strips([c for _, c in shown['average']], captions=[t for t, _ in shown['average']])).save(file, 'png')
             self.strip.value, self.strip.layout.display = file.getvalue(), 'block'
 
-# %% ../nbs/05_train.ipynb #070-05
+# %% ../nbs/05_train.ipynb #069-05
 TRACES = [('loss', 'training'), ('held_out', 'held-out'), ('held_out_raw', 'held-out, raw weights')]
 
 def curves(histories:dict, # stage -> history
@@ -488,7 +488,7 @@ def curves(histories:dict, # stage -> history
             fig.add_trace(go.Scatter(x=[s for s, _ in seen], y=[v for _, v in seen], name=name, mode='lines' if key == 'loss' else 'lines+markers', legendgroup=key, showlegend=i == 1, line_color=colour), 1, i)
     return fig.update_layout(height=300, margin=dict(l=40, r=10, t=40, b=30), template='plotly_white').update_yaxes(type='log').update_xaxes(title='step')
 
-# %% ../nbs/05_train.ipynb #073-05
+# %% ../nbs/05_train.ipynb #072-05
 def launch(job, # called in every process as job(accelerator)
            processes:int, # GPUs to use; on a machine without, CPU processes of one thread each
           ) -> None:
@@ -503,7 +503,7 @@ def launch(job, # called in every process as job(accelerator)
         accelerator.wait_for_everyone(); accelerator.end_training()
     notebook_launcher(run, num_processes=processes, use_port=str(20_000 + os.getpid() % 10_000)) if gpus else debug_launcher(run, num_processes=processes)
 
-# %% ../nbs/05_train.ipynb #077-05
+# %% ../nbs/05_train.ipynb #076-05
 @dataclass
 class Check:
     "One figure of the preflight."
@@ -525,7 +525,7 @@ def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
         Check('frames differ by', f'{(out[:, 1:] - out[:, :-1]).abs().mean()/scale:.1e}', bool((out[:, 1:] - out[:, :-1]).abs().mean()/scale > 1e-4), 'above 1e-4', 'the clip stands still: is temporal attention trained?'),
         Check('texts differ by', f'{(out - other).abs().mean()/scale:.1e}', bool((out - other).abs().mean()/scale > 1e-5), 'above 1e-5', 'the text does not reach the output: is it passed in, are its branches frozen?')]
 
-# %% ../nbs/05_train.ipynb #078-05
+# %% ../nbs/05_train.ipynb #077-05
 def training_capability(trainer:Trainer, # its model is trained
                         piece:tuple, # (x, cond, t, eps), as `draw` gives them: one batch, to be overfitted
                         steps:int=15,
@@ -564,7 +564,7 @@ def preflight(trainer:Trainer, # before its first step; left as it is
         trainer.optimizer.state.clear(); trainer.guard = Guard()
     return checks + output_quality(out, other)
 
-# %% ../nbs/05_train.ipynb #082-05
+# %% ../nbs/05_train.ipynb #081-05
 def find_run(name:str, # of the run; '' takes the default
              default:str, # such as data and time of day
              resume:str='', # name of the run to go on with
