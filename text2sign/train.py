@@ -546,7 +546,7 @@ def training_capability(trainer:Trainer, # its model is trained
         Check('trainable', text(share, '{:.0%}'), True, 'what you did not freeze', 'unfreeze, or load what you freeze'),
         Check('without a gradient', f'{len(dead)} of {len(tr.params)} tensors' + (f', such as {dead[0]}' if dead else ''), not dead, 'none', 'two zero layers in a row, or a branch that is not used: find why before training'),
         Check('gradient norms by part', text(norms, '{:.2g}'), math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3', 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer'),
-        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {losses[-1]:.3f}', losses[-1] < 0.9*losses[0], 'falls by a tenth at least', 'raise the learning rate, check that data and objective fit each other')]
+        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {losses[-1]:.3f}', losses[-1] < 0.9*losses[0], 'falls by a tenth at least', ('lower' if losses[-1] > losses[0] else 'raise') + ' the learning rate; check that data and objective fit each other')]
 
 def preflight(trainer:Trainer, # before its first step; left as it is
               batches:Batches, items:int=4, steps:int=15) -> list[Check]:
