@@ -170,12 +170,13 @@ def forward(self:DiT,
 def shape_of(weights:dict, # a state dict in DiT's layout
             ) -> dict: # arguments of `DiT`
     "The arguments that a checkpoint's shapes imply. Raises ValueError for one that is not laid out as a DiT."
-    need = ('x_embedder.proj.weight', 'pos_embed', 'y_embedder.embedding_table.weight', 'final_layer.linear.weight')
+    need = ('x_embedder.proj.weight', 'blocks.0.attn.qkv.weight', 'y_embedder.embedding_table.weight', 'final_layer.linear.weight')
     if lacks := [k for k in need if k not in weights]: raise ValueError(f'not the layout of a DiT: {", ".join(lacks)} is missing')
     width, channels, patch, _ = weights[need[0]].shape
     out = len(weights[need[3]])//(patch*patch)
-    return dict(size=math.isqrt(weights[need[1]].shape[1])*patch, patch=patch, channels=channels, width=width, depth=1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.')),
-                heads=16 if width == 1152 else width//64, classes=len(weights[need[2]]) - 1, learn_sigma=out == 2*channels, qk_norm='blocks.0.attn.q_norm.weight' in weights)
+    size = math.isqrt(weights['pos_embed'].shape[1])*patch if 'pos_embed' in weights else 32            # the table is computed, so some leave it out; 32 is what 256 pixels are as latents
+    return dict(size=size, patch=patch, channels=channels, width=width, depth=1 + max(int(k.split('.')[1]) for k in weights if k.startswith('blocks.')),
+                heads=16 if width == 1152 else max(1, width//64), classes=len(weights[need[2]]) - 1, learn_sigma=out == 2*channels, qk_norm='blocks.0.attn.q_norm.weight' in weights)
 
 # %% ../nbs/01_dit.ipynb #033-01
 START, END, PAD = 256, 257, 258

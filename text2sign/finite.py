@@ -251,7 +251,7 @@ class Guard:
         self.pending = []
 
     def state_dict(self) -> dict: self.collect(); return dict(vars(self.skips))
-    def load_state_dict(self, state:dict): self.skips, self.pending = Skips(**state), []
+    def load_state_dict(self, state:dict): self.skips, self.pending = Skips(**state | dict(streak=0, worst=0)), []       # a resumed run has its patience again
 
 # %% ../nbs/03_finite.ipynb #053-03
 @patch

@@ -9,7 +9,7 @@ __all__ = ['SHARD', 'COLOURS', 'TABLE', 'BRANCHES', 'ZERO', 'RULES', 'write', 'c
            'graft', 'check_blocks', 'block_name', 'freeze']
 
 # %% ../nbs/02_surgery.ipynb #002-02
-import argparse, inspect, json, os, time
+import argparse, inspect, json, os, re, time
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -112,7 +112,8 @@ def read_checkpoint(path, # .safetensors, or .pt/.pth/.bin
         else:
             with torch.serialization.safe_globals([argparse.Namespace]): found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
-        raise ValueError(f'{path} cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors ({(str(e) or type(e).__name__).splitlines()[0][:120]})') from None
+        if asks := re.search(r'GLOBAL ([\w.]+)', str(e)): raise ValueError(f'{path} is refused: it holds {asks[1]}, which could run code; a checkpoint needs nothing but tensors') from None
+        raise ValueError(f'{path} cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors' + (f' ({(str(e) or type(e).__name__).splitlines()[0][:120]})' if path.suffix == '.safetensors' else '')) from None
     return unwrap(found, path), config
 
 # %% ../nbs/02_surgery.ipynb #011-02
@@ -174,7 +175,8 @@ class Report:
         return pd.DataFrame([asdict(r) for r in self.rows])
     def __str__(self):
         kinds = {w: self.names(w) for w in COLOURS}
-        return f'{len(self.rows)} tensors: ' + ', '.join(f'{len(v)} {k}' for k, v in kinds.items() if v)
+        zero = sum(r.why == 'all zeros in the weights' for r in self.rows)
+        return f'{len(self.rows)} tensors: ' + ', '.join(f'{len(v)} {k}' for k, v in kinds.items() if v) + (f'; {zero} of the copied are all zeros' if zero else '')
     __repr__ = __str__
 
 COLOURS = dict(copied='#b9c6d3', resampled='#3f8fc0', adapted='#f0a030', new='#69b562', dropped='#d1495b')
@@ -323,18 +325,18 @@ def graft(model:nn.Module, # receives
     drop = [k for k in rest if order is not None and k.startswith('blocks.')]
     report.rows += [Row(k, 'dropped', list(rest[k].shape), [], 'its block was not asked for', k) for k in drop]
     wrong += [f'{k} {list(w.shape)} has no place in the model' for k, w in rest.items() if k not in drop]
-    if wrong: raise ValueError(f'{len(wrong)} tensors cannot be grafted: ' + '; '.join(wrong))
+    there = len({k.split('.')[1] for k in weights if k.startswith('blocks.')})
+    hint = f' (the weights have {there} blocks, the model {model.depth}; where that is meant, say with blocks=[...] which block of the weights fills each, None for a new one)' if order is None and there != model.depth else ''
+    if wrong: raise ValueError(f'{len(wrong)} tensors cannot be grafted{hint}: ' + '; '.join(wrong))
     model.load_state_dict(plan)
     return report
 
 # %% ../nbs/02_surgery.ipynb #040-02
 def check_blocks(model, weights, blocks) -> list|None: # the blocks asked for
-    "Raise ValueError where the numbers of blocks differ and nobody said which go where, or what was said does not fit."
+    "Raise ValueError where nothing is known, or what was said of the blocks does not fit."
     there = {int(k.split('.')[1]) for k in weights if k.startswith('blocks.') and k.split('.')[1].isdigit()}
     if not set(weights) & set(model.state_dict()): raise ValueError(f'none of the {len(weights)} tensors is known here ({", ".join(list(weights)[:3])}, ...): these are not the weights of a DiT')
-    if blocks is None:
-        if len(there) != model.depth: raise ValueError(f'the weights have {len(there)} blocks, the model {model.depth}: say with blocks=[...] which block of the weights fills each, None for a new one')
-        return None
+    if blocks is None: return None
     if len(blocks) != model.depth or not set(blocks) - {None} <= there: raise ValueError(f'blocks={blocks} must name, for each of {model.depth} blocks, one of {sorted(there)} or None')
     return list(blocks)
 
@@ -353,6 +355,8 @@ def freeze(model:nn.Module,
     copied = set(report.names('copied'))
     wanted = [k for k, _ in model.named_parameters() if fnmatch(k, names)]
     ours, others = [k for k in wanted if k in copied], [k for k in wanted if k not in copied]
+    if not wanted: raise ValueError(f'no tensor is named {names}: the names are as {next(iter(dict(model.named_parameters())))}')
+    if any(k == 'final_layer.linear.weight' and not model.get_parameter(k).any() for k in ours): raise ValueError('cannot freeze final_layer.linear.weight: it is all zeros in the checkpoint, and a model with a frozen zero head puts out nothing for ever')
     if names != '*' and others or not ours: raise ValueError(f'cannot freeze {", ".join(others) or names}: only tensors that were copied from a checkpoint may be frozen')
     for k in ours: model.get_parameter(k).requires_grad_(False)
     return ours

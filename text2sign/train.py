@@ -43,11 +43,12 @@ class Batches:
                  device='cpu',
                  drop:float=0.1, # share of conditions replaced by 'none'
                  read=tokenize, # texts -> two tensors that the model takes for them, such as its own `tokens`
+                 null:int|None=None, # the model's class for 'none', `model.classes`; default: the one after the letters
                 ):
         if batch < 1: raise ValueError(f'batch is {batch}: at least 1 item a step is needed')
         self.stills, self.batch, self.seed, self.device, self.drop = stills, batch, seed, torch.device(device), drop
         self.frames, self.std = (None if f is None else torch.from_numpy(f).movedim(-1, 2).contiguous().to(device) for f in (clips.frames, clips.std))     # (N, T, C, H, W) uint8 pixels, or float latents and how unsure they are
-        self.null, self.orders = len(clips.alphabet) + 1, {}
+        self.null, self.orders, self.names = len(clips.alphabet) + 1 if null is None else null, {}, clips.names
         if stills:
             valid = torch.arange(self.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]
             labels = torch.full(valid.shape, self.null) if clips.letters is None else torch.as_tensor(clips.letters)
@@ -310,7 +311,7 @@ def look(self:Trainer, held_out, preview=None, score=None) -> tuple[dict, dict]:
             if preview and self.step: shown[name] = preview(self.model)
             if score and name == 'average': row |= score(self.model)
     self.model.train()
-    if shown: row['spread'] = spread([clip for _, clip in shown['average']])
+    if shown and len(shown['average']) > 1: row['spread'] = spread([clip for _, clip in shown['average']])
     return row, shown
 
 def spread(clips) -> float: # uint8 clips of equal shape -> gray levels
@@ -323,6 +324,7 @@ def alarms(history:list[dict], # rows of the log so far
     "What looks wrong in a run."
     found, looks, norms = {}, [r for r in history if 'held_out' in r], [r['norm'] for r in history if 'norm' in r]
     last, usual = history[-1], float(np.median(norms[:-2])) if len(norms) > 4 else 0.
+    if not math.isfinite(last.get('held_out', 0.)): found['held out'] = 'the held-out loss is not a number: check the held-out clips (check_data), then the weights (first_nonfinite)'
     if last['step'] >= 200 and 'held_out' in last and last['held_out'] > 0.98*looks[0]['held_out']:
         found['stuck'] = f'the held-out loss is where it was at the start ({looks[0]["held_out"]:.4f}, now {last["held_out"]:.4f}): try a tenth or ten times the learning rate, and read the preflight'
     if last.get('spread', 255) < 1: found['alike'] = f'the samples are all alike (they differ by {last["spread"]:.2f} of 255 gray levels): does the text reach the output? is the head trained? read the preflight'
@@ -385,7 +387,9 @@ def fit(tr:Trainer,
     work, peak = 3*(flops(tr.model) if batches.stills else flops(tr.model, batches.frames.shape[1], batches.texts[0].shape[1])), tr.world*product_speed(tr.device, tr.recipe.precision)
     if tr.device.type == 'cuda':
         for block in tr.model.blocks: block.compile()               # one block compiles in seconds, the whole model in minutes
-    def replay(step): return first_nonfinite(tr.model, step, loss=lambda s: sum(tr.loss(*piece, net=tr.model).mean() for piece in tr.draw(batches, s)))
+    def replay(step):
+        names = [batches.names[i] for i in batches.items(step).tolist()] if not batches.stills and tr.recipe.accumulation*tr.world == 1 else None
+        return first_nonfinite(tr.model, step, names=names, loss=lambda s: sum(tr.loss(*piece, net=tr.model).mean() for piece in tr.draw(batches, s)))
     def note(row, shown={}, left=0):                                # for people: the history, a line, alarms, whoever watches
         tr.history.append(row)
         print(line(stage, row, unit, total, left), flush=True)
@@ -413,7 +417,9 @@ def fit(tr:Trainer,
                 numbers, shown = tr.look(held_out, preview, score) if samples or stop else ({}, {})
                 note(row | numbers, shown, (total - tr.step)*(now - start)/(tr.step - begun))
                 mark, marked = time.perf_counter(), tr.step
-            if first and (stop or time.perf_counter() - saved > 60*save_minutes): tr.save(folder, stage, keep); saved = time.perf_counter()
+            if first and (stop or time.perf_counter() - saved > 60*save_minutes):
+                tr.guard.check(replay)                              # nothing is saved of a run that is to be stopped
+                tr.save(folder, stage, keep); saved = time.perf_counter()
             if stop: break
     if asked(): print(f'{stage}: interrupted at step {tr.step}; saved in {folder}', flush=True); raise KeyboardInterrupt
     if tr.step < total: print(f'{stage}: out of time at step {tr.step} of {total}; saved in {folder}', flush=True)
@@ -522,7 +528,7 @@ def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
         Check('range, mean, std', f'[{out.min():.2f}, {out.max():.2f}], {out.mean():.2f}, {out.std():.2f}', bool(1e-3 < out.std() < 100), 'std between 0.001 and 100', 'near 0: is the head loaded, or zero and frozen? large: lower the learning rate'),
         Check('exact zeros, worst frame and channel', f'{100*zeros[f, c]:.2f} % (frame {f}, channel {c})', bool(zeros.max() < 0.01), 'under 1 % in each', 'a whole frame or channel of zeros is a layer that does not write there'),
         Check('variance of the flattest frame', f'{still:.1e} of all', bool(still > 1e-4), 'above 1e-4', 'a constant frame: look at the temporal layers'),
-        Check('frames differ by', f'{(out[:, 1:] - out[:, :-1]).abs().mean()/scale:.1e}', bool((out[:, 1:] - out[:, :-1]).abs().mean()/scale > 1e-4), 'above 1e-4', 'the clip stands still: is temporal attention trained?'),
+        *[Check('frames differ by', f'{(out[:, 1:] - out[:, :-1]).abs().mean()/scale:.1e}', bool((out[:, 1:] - out[:, :-1]).abs().mean()/scale > 1e-4), 'above 1e-4', 'the clip stands still: is temporal attention trained?')]*(out.shape[1] > 1),
         Check('texts differ by', f'{(out - other).abs().mean()/scale:.1e}', bool((out - other).abs().mean()/scale > 1e-5), 'above 1e-5', 'the text does not reach the output: is it passed in, are its branches frozen?')]
 
 # %% ../nbs/05_train.ipynb #077-05
@@ -550,14 +556,15 @@ def training_capability(trainer:Trainer, # its model is trained
 
 def preflight(trainer:Trainer, # before its first step; left as it is
               batches:Batches, items:int=4, steps:int=15) -> list[Check]:
-    "Train on one small batch, look at what that did and at what comes out, and take it back. Raises ValueError after the first step."
+    "Train on one small batch, look at what that did and at what comes out, and take it back. Raises ValueError after the first step, and for a model that puts out NaN or Inf already, naming the module."
     if trainer.step: raise ValueError(f'the preflight runs before the first step, not at step {trainer.step}')
     (x, cond, t, eps), *_ = trainer.draw(batches, 0)
     cut = lambda c: tuple(p[:items] for p in c) if isinstance(c, tuple) else c[:items]
     piece = x[:items], cut(cond), t[:items], eps[:items]
+    xt = trainer.objective.noised(piece[0], piece[3], piece[2])
+    if found := first_nonfinite(trainer.model, xt, piece[2], piece[1]): raise ValueError(f'before the first step: {found}')
     try:
         checks = training_capability(trainer, piece, steps)
-        xt = trainer.objective.noised(piece[0], piece[3], piece[2])
         with torch.no_grad(): out, other = (trainer.model(xt, piece[2], [text]*len(xt)).float() for text in ('A', 'BC'))
     finally:
         for k, p in trainer.ema.live.items(): p.data.copy_(trainer.ema.mean[k])
