@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'FORMATS', 'config_of', 'checkpoints', 'label', 'image_tag', 'video_tag', 'letters_tag', 'controls', 'Panel',
-           'Stopped', 'small', 'slug', 'panel', 'history', 'places', 'put', 'run_render', 'words_of', 'run_sample',
-           'video_model', 'clips_like', 'run_check', 'trained_on', 'real_clips', 'run_evaluate', 'run_notebook',
-           'notebook_settings', 'parameters', 'run_train', 'go_on', 'Parser', 'Formatter', 'add_sampling',
-           'add_drawing', 'parser', 'main']
+           'Stopped', 'Made', 'small', 'slug', 'panel', 'history', 'places', 'put', 'run_render', 'words_of',
+           'run_sample', 'video_model', 'clips_like', 'run_check', 'trained_on', 'real_clips', 'run_evaluate',
+           'run_notebook', 'notebook_settings', 'parameters', 'run_train', 'go_on', 'Parser', 'Formatter',
+           'add_sampling', 'add_drawing', 'parser', 'main']
 
 # %% ../nbs/09_studio.ipynb #002-09
 import argparse, base64, html, json, re, sys, threading, time
+from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -27,8 +28,8 @@ def checkpoints(folder=None, # None: `checkpoints` of the repository
     files = sorted(folder.glob('*.safetensors')) + [p for p in sorted(folder.glob('*/video.safetensors')) if not p.parent.is_symlink()]
     return {label(p.stem if p.parent == folder else p.parent.name, c): p for p in files if (c := config_of(p)).get('kind') == 'VideoDiT'}
 
-def label(name:str, config:dict) -> str: # 'fs-ase (hand, 64 pixels, 32 frames)'
-    return f'{name} ({config.get("crop", "own videos")}, {config["size"]} pixels, {config.get("frames", "any number of")} frames)'
+def label(name:str, config:dict) -> str: # 'fs-ase (hand, 64 px)'
+    return f'{name} ({config.get("crop") or "own videos"}, {config["size"]} px)'
 
 # %% ../nbs/09_studio.ipynb #011-09
 def image_tag(frame, # uint8 (H, W, 3)
@@ -68,7 +69,7 @@ def controls(choices:dict, # label -> checkpoint
             ) -> dict: # name -> widget
     "The widgets of one setting."
     import ipywidgets as w
-    wide, narrow = dict(layout=w.Layout(width='22em'), style=dict(description_width='6em')), dict(layout=w.Layout(width='11em'), style=dict(description_width='6em'))
+    wide, narrow = dict(layout=w.Layout(width='24em'), style=dict(description_width='6em')), dict(layout=w.Layout(width='11em'), style=dict(description_width='6em'))
     return dict(text=w.Text('CAB', description='Text', placeholder='a word to spell', **wide), checkpoint=w.Dropdown(options=list(choices.items()), description='Checkpoint', **wide),
                 seed=w.IntText(0, description='Seed', **narrow), steps=w.IntText(20, description='Steps', **narrow), guidance=w.FloatText(2., step=.5, description='Guidance', **narrow))
 
@@ -82,10 +83,11 @@ class Panel:
         self.folder, self.elsewhere, self.loaded = Path(folder or root()/'checkpoints'), bool(folder), {}
         mine = self.folder/'reader-conv.safetensors'
         self.reader = load_reader(reader or mine) if isinstance(reader, (str, Path)) or reader is None and mine.exists() else reader
-        self.clips, self.estimates, self.about, self.failure = [], [], [], None
+        self.made, self.failure = [], None
         self.running, self.stopping = False, threading.Event()
         self.bar, self.status = w.IntProgress(0, 0, 1, layout=w.Layout(width='22em')), w.HTML()
-        self.settings = [controls(self.choices(model)) for _ in range(2)]
+        choices = self.choices(model)
+        self.settings = [controls(choices) for _ in range(2)]
         self.compare, self.go, self.stop = w.Checkbox(False, description='compare', indent=False), w.Button(description='Generate', button_style='primary'), w.Button(description='Stop', disabled=True)
         self.results, self.scrub = [w.HTML() for _ in range(2)], w.IntSlider(1, 1, 1, description='Denoising', layout=w.Layout(width='40em'))
         self.steps_shown, self.name, self.keep = [w.HTML() for _ in range(2)], w.Text('', description='Save as', placeholder='cab.mp4, .gif, .png or .npz'), w.Button(description='Save')
@@ -132,7 +134,7 @@ def arrange(self:Panel) -> None:
     "Where things stand."
     import ipywidgets as w
     self.rows = [w.HBox([w.VBox([s['text'], s['checkpoint']]), w.VBox([s['seed'], s['steps']]), s['guidance']]) for s in self.settings]
-    self.rows[1].layout.display = 'none'
+    self.rows[1].layout.display, self.rows[1].layout.border_top = 'none', '1px solid #ccc'
     columns = w.HBox([w.VBox([r, e], layout=w.Layout(flex='1 1 0', min_width='0')) for r, e in zip(self.results, self.steps_shown)])
     self.after = w.VBox([w.HBox([self.scrub]), columns, w.HBox([self.name, self.keep])], layout=w.Layout(display='none'))
     self.box = w.VBox([*self.rows, w.HBox([self.go, self.stop, self.bar, self.compare]), self.status, self.after])
@@ -147,15 +149,24 @@ def toggle(self:Panel, on:bool) -> None:
 # %% ../nbs/09_studio.ipynb #023-09
 class Stopped(Exception): "Raised inside a sampling step because *Stop* was clicked."
 
-def small(x0, # Tensor (T, 3, H, W) in [-1, 1]
-          side:int=96, # pixels at most
-         ): # uint8 (8, h, w, 3)
-    "A copy that is cheap to keep: eight frames, small."
-    import torch, torch.nn.functional as F
-    from text2sign.sample import to_uint8
-    x = x0[torch.linspace(0, len(x0) - 1, 8).round().long().to(x0.device)].float().nan_to_num()
-    return to_uint8(F.interpolate(x, min(side, x.shape[-1]), mode='area'))
+@dataclass
+class Made:
+    "A clip, and what the model thought on the way to it."
+    clip:object   # uint8 (T, H, W, 3)
+    fps:float
+    seen:list     # for each step the estimate of eight frames, a Tensor (8, C, h, w)
+    look:object   # such an estimate, with a dimension in front, -> uint8 pixels
+    about:dict    # text, checkpoint, seed, steps, guidance
 
+def small(x0, # Tensor (T, C, H, W) in [-1, 1], or latents
+          side:int=96, # pixels at most
+         ): # Tensor (8, C, h, w)
+    "A copy that is cheap to keep: eight frames, not large."
+    import torch, torch.nn.functional as F
+    x = x0[torch.linspace(0, len(x0) - 1, 8).round().long().to(x0.device)].float().cpu()
+    return F.interpolate(x, side, mode='area') if x.shape[-1] > side else x
+
+# %% ../nbs/09_studio.ipynb #024-09
 @patch
 def generate(self:Panel) -> None:
     "What the button does: begin, unless something is running."
@@ -167,23 +178,22 @@ def generate(self:Panel) -> None:
     self.worker = threading.Thread(target=self.work, args=(asked,), daemon=True)
     self.worker.start()
 
-# %% ../nbs/09_studio.ipynb #024-09
 @patch
 def work(self:Panel, asked:list) -> None: # settings, one or two
     "In the thread: make the clips, show them; whatever goes wrong becomes a line."
     try:
-        began, made = time.perf_counter(), [self.make(a, i, len(asked)) for i, a in enumerate(asked)]
-        self.clips, self.estimates = [m[0] for m in made], [m[1] for m in made]
-        self.about = [a | dict(checkpoint=self.called(a['checkpoint'])) for a in asked]
+        began = time.perf_counter()
+        self.made = [self.make(a, i, len(asked)) for i, a in enumerate(asked)]
         self.show()
         self.say(f'done in {time.perf_counter() - began:.1f} seconds')
     except Stopped: self.say('stopped')
     except Exception as e: self.failure = e; self.say(e, error=True)
     finally: self.running = self.go.disabled = False; self.go.description, self.stop.disabled = 'Generate', True
 
+# %% ../nbs/09_studio.ipynb #025-09
 @patch
-def make(self:Panel, a:dict, i:int, n:int) -> tuple: # one setting, the i-th of n -> clip uint8 (T, H, W, 3), its estimates
-    from text2sign.sample import generate
+def make(self:Panel, a:dict, i:int, n:int) -> Made: # one setting, the i-th of n
+    from text2sign.sample import decoder, generate
     if not a['text'].strip(): raise ValueError('type a text first')
     model, seen = self.model(a['checkpoint']), []
     def each(done, total, x0):
@@ -192,35 +202,38 @@ def make(self:Panel, a:dict, i:int, n:int) -> tuple: # one setting, the i-th of 
         self.say(f'step {done} of {total}' + f', clip {i + 1} of {n}'*(n > 1))
         seen.append(small(x0[0]))
     clip = generate(model, [a['text'].strip()], steps=a['steps'], guidance=a['guidance'], seed=a['seed'], each=each)[0]
-    return clip, seen
+    name = next(k for k, v in self.settings[0]['checkpoint'].options if v == a['checkpoint'])
+    return Made(clip, model.config.get('fps', 12.), seen, decoder(model), a | dict(checkpoint=name))
 
-@patch
-def called(self:Panel, choice) -> str: # the label of a choice
-    return next(k for k, v in self.settings[0]['checkpoint'].options if v is choice)
-
-# %% ../nbs/09_studio.ipynb #026-09
+# %% ../nbs/09_studio.ipynb #027-09
 @patch
 def show(self:Panel) -> None:
-    for r, clip, a in zip(self.results, self.clips, self.about):
-        title = f'<b>{html.escape(a["text"])}</b>, seed {a["seed"]}, {a["steps"]} steps, guidance {a["guidance"]:g}, {html.escape(a["checkpoint"])}'
-        r.value = f'<div>{title}</div>' + video_tag(clip) + letters_tag(clip, self.reader, a['text'])
-    for r in self.results[len(self.clips):] + self.steps_shown[len(self.clips):]: r.value = ''
-    self.scrub.max = max(map(len, self.estimates)); self.scrub.value = self.scrub.max
-    self.name.value, self.after.layout.display = f'{slug(self.about[0]["text"])}-{self.about[0]["seed"]}.mp4', None
+    for r in self.results + self.steps_shown: r.value = ''
+    for r, m in zip(self.results, self.made):
+        a = m.about
+        title = f'<b>{html.escape(a["text"])}</b>, {html.escape(a["checkpoint"])}, seed {a["seed"]}, {a["steps"]} steps, guidance {a["guidance"]:g}'
+        r.value = f'<div style="line-height:1.5"><div>{title}</div>{video_tag(m.clip, m.fps)}{letters_tag(m.clip, self.reader, a["text"])}</div>'
+    self.scrub.max = max(len(m.seen) for m in self.made); self.scrub.value = self.scrub.max
+    self.name.value, self.after.layout.display = f'{slug(self.made[0].about["text"])}-{self.made[0].about["seed"]}.mp4', None
     self.show_step()
 
 @patch
+def estimate(self:Panel, i:int, step:int): # of the i-th clip after a step, from 1 -> uint8 (8, h, w, 3)
+    m = self.made[i]
+    return m.look(m.seen[step-1][None])[0]
+
+@patch
 def show_step(self:Panel) -> None:
-    "The estimate at the slider's step, beside its number."
+    "The estimate at the slider's step, with its number."
     from text2sign.corpus import strip
-    for r, seen in zip(self.steps_shown, self.estimates):
-        k = min(self.scrub.value, len(seen))
-        r.value = f'<div>What the model thinks after step {k} of {len(seen)}</div>' + image_tag(strip(seen[k-1]), 64)
+    for i, (r, m) in enumerate(zip(self.steps_shown, self.made)):
+        k = min(self.scrub.value, len(m.seen))
+        r.value = f'<div style="line-height:1.5">What the model thinks after step {k} of {len(m.seen)}:<br>{image_tag(strip(self.estimate(i, k)), 64)}</div>'
 
 def slug(text:str) -> str: # of a text: a file name
     return re.sub(r'\W+', '-', text.strip()).strip('-')[:40] or 'clip'
 
-# %% ../nbs/09_studio.ipynb #028-09
+# %% ../nbs/09_studio.ipynb #029-09
 @patch
 def save(self:Panel, folder=None, # None: `outputs` of the repository
         ) -> None:
@@ -229,14 +242,14 @@ def save(self:Panel, folder=None, # None: `outputs` of the repository
     try:
         if not self.name.value.strip(): raise ValueError('give the file a name, such as cab.mp4')
         path = Path(folder or root()/'outputs')/self.name.value.strip()
-        paths = [path.with_stem(f'{path.stem}-{k + 1}') for k in range(len(self.clips))] if len(self.clips) > 1 else [path]
+        paths = [path.with_stem(f'{path.stem}-{k + 1}') for k in range(len(self.made))] if len(self.made) > 1 else [path]
         for p in paths:
             if p.exists(): raise FileExistsError(f'{p.name} exists in {p.parent}: choose another name')
-        for p, clip, about in zip(paths, self.clips, self.about): save_clip(p, clip, about=about)
+        for p, m in zip(paths, self.made): save_clip(p, m.clip, m.fps, about=m.about)
         self.say(f'saved {", ".join(map(str, paths))}')
     except Exception as e: self.failure = e; self.say(e, error=True)
 
-# %% ../nbs/09_studio.ipynb #030-09
+# %% ../nbs/09_studio.ipynb #031-09
 def panel(model='fs-ase', # name in checkpoints/ (a file or a run), path, or a loaded model
           reader=None, # `Reader` or its path; None: checkpoints/reader-conv.safetensors where it is there
           folder=None, # where checkpoints are; None: `checkpoints` of the repository
@@ -244,7 +257,7 @@ def panel(model='fs-ase', # name in checkpoints/ (a file or a run), path, or a l
     "A panel for JupyterLab: text in, clip out, the letters a reader sees, the denoising step by step, two settings side by side."
     return Panel(model, reader, folder).box
 
-# %% ../nbs/09_studio.ipynb #046-09
+# %% ../nbs/09_studio.ipynb #047-09
 def history(run='latest', # name of a run, or its folder
             folder=None, # where runs are; None: `checkpoints` of the repository
            ) -> dict: # stage -> rows as `fit` wrote them, for `curves` of 05_train
@@ -255,7 +268,7 @@ def history(run='latest', # name of a run, or its folder
     if not any(found.values()): raise FileNotFoundError(f'no history in {folder}: no stage has been saved there yet')
     return {stage: config_of(states[-1])['history'] for stage, states in found.items() if states}
 
-# %% ../nbs/09_studio.ipynb #049-09
+# %% ../nbs/09_studio.ipynb #050-09
 FORMATS = ('.mp4', '.gif', '.png', '.npy', '.npz')
 
 def places(texts:list, out:str, # as asked for; '': into `outputs` of the repository
@@ -273,7 +286,7 @@ def put(path, clip, **kwargs) -> None: # as for `save_clip`
     from text2sign.sample import save_clip
     print(save_clip(path, clip, **kwargs))
 
-# %% ../nbs/09_studio.ipynb #052-09
+# %% ../nbs/09_studio.ipynb #053-09
 def run_render(a) -> None:
     from text2sign.corpus import frames_needed, spell
     paths = places(a.words, a.out)
@@ -295,7 +308,7 @@ def run_sample(a) -> None:
     for p, clip, text in zip(paths, clips, texts):
         put(p, clip, fps=model.config.get('fps', 12), height=a.height, speed=a.speed, about=dict(text=text, seed=a.seed, steps=a.steps, guidance=a.guidance, sampler=a.sampler, checkpoint=str(a.checkpoint)))
 
-# %% ../nbs/09_studio.ipynb #054-09
+# %% ../nbs/09_studio.ipynb #055-09
 def video_model(path): # -> `VideoDiT`; an image checkpoint is grafted into one, and the report printed
     from text2sign.dit import VideoDiT, shape_of
     from text2sign.surgery import find_checkpoint, graft, load, read_checkpoint
@@ -324,7 +337,7 @@ def run_check(a) -> int: # 1 if a check fails
     for c in checks: print(f'{"ok  " if c.ok else "FAIL"}  {c.what}: {c.value}' + f'; normal is {c.normal}: {c.otherwise}'*(not c.ok))
     return int(not all(c.ok for c in checks))
 
-# %% ../nbs/09_studio.ipynb #056-09
+# %% ../nbs/09_studio.ipynb #057-09
 def trained_on(path) -> dict: # arguments of `splits`, as training called it
     "From the settings of the run that a checkpoint lies in, or from the checkpoint's own configuration."
     run = Path(path).parent/'settings.json'
@@ -363,7 +376,7 @@ def run_evaluate(a) -> None:
     print(board.round(3).to_string())
     if a.out: Path(a.out).parent.mkdir(parents=True, exist_ok=True); board.to_csv(a.out)
 
-# %% ../nbs/09_studio.ipynb #058-09
+# %% ../nbs/09_studio.ipynb #059-09
 def run_notebook(path, out, # notebook; where its executed copy goes
                  parameters:dict, # of papermill
                 ) -> str: # '' for success, else the error in one line
@@ -381,7 +394,7 @@ def run_notebook(path, out, # notebook; where its executed copy goes
     finally: signal.signal(signal.SIGINT, old)
     return ''
 
-# %% ../nbs/09_studio.ipynb #061-09
+# %% ../nbs/09_studio.ipynb #062-09
 def notebook_settings() -> dict: # name -> (default, kind, help) of the training notebook's parameters
     import papermill
     from text2sign.corpus import root
@@ -415,7 +428,7 @@ def go_on(since:float, # seconds since 1970
     saved = [p for p in Path(folder or root()/'checkpoints').glob('*/*-state-*.safetensors') if p.stat().st_mtime >= since and not p.parent.is_symlink()]
     return f'saved; go on with: text2sign train --resume {max(saved, key=lambda p: p.stat().st_mtime).parent.name}' if saved else 'nothing had been saved yet'
 
-# %% ../nbs/09_studio.ipynb #064-09
+# %% ../nbs/09_studio.ipynb #065-09
 class Parser(argparse.ArgumentParser):
     "Mistakes in one line."
     def error(self, message): self.exit(2, f'text2sign: error: {message} ("{self.prog} --help" shows how)\n')
@@ -434,7 +447,7 @@ def add_drawing(p) -> None: # the arguments that `sample` and `render` share
     p.add_argument('--frames', type=int, help='of each clip; without it: as many as it takes')
     p.add_argument('--seed', type=int, default=0, help='same seed, same clip')
 
-# %% ../nbs/09_studio.ipynb #065-09
+# %% ../nbs/09_studio.ipynb #066-09
 def parser(argv=()) -> Parser: # argv: only to know whether the long list of training settings is wanted
     top = Parser('text2sign', description='Words in, a fingerspelling video out.', epilog='text2sign COMMAND --help says more about each; the notebooks in nbs/ say all.', formatter_class=Formatter)
     top.add_argument('--version', action='version', version=f'text2sign {__import__("text2sign").__version__}')
@@ -476,7 +489,7 @@ def parser(argv=()) -> Parser: # argv: only to know whether the long list of tra
     p.add_argument('--language', default='ase', help='ISO 639-3 code')
     return top
 
-# %% ../nbs/09_studio.ipynb #066-09
+# %% ../nbs/09_studio.ipynb #067-09
 def main(argv=None, # arguments; None: those of the shell
         ) -> int: # the exit code
     "The command `text2sign`."
