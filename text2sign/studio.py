@@ -41,7 +41,7 @@ def image_tag(frame, # uint8 (H, W, 3)
     return f'<img src="data:image/jpeg;base64,{data}" style="height:{height}px;max-width:100%">'
 
 def video_tag(clip, # uint8 (T, H, W, 3)
-              fps:float=12, height:int=256) -> str:
+              fps:float=12, height:int=208) -> str:
     "A clip inside the page: plays by itself, again and again."
     from text2sign.sample import media
     return media().show_video(clip, fps=fps, height=height, codec='h264', return_html=True)
@@ -135,8 +135,8 @@ def arrange(self:Panel) -> None:
     import ipywidgets as w
     self.rows = [w.HBox([w.VBox([s['text'], s['checkpoint']]), w.VBox([s['seed'], s['steps']]), s['guidance']]) for s in self.settings]
     self.rows[1].layout.display, self.rows[1].layout.border_top = 'none', '1px solid #ccc'
-    columns = w.HBox([w.VBox([r, e], layout=w.Layout(flex='1 1 0', min_width='0')) for r, e in zip(self.results, self.steps_shown)])
-    self.after = w.VBox([w.HBox([self.scrub]), columns, w.HBox([self.name, self.keep])], layout=w.Layout(display='none'))
+    for shown in self.results + self.steps_shown: shown.layout = w.Layout(flex='1 1 0', min_width='0')
+    self.after = w.VBox([w.HBox(self.results), self.scrub, w.HBox(self.steps_shown), w.HBox([self.name, self.keep])], layout=w.Layout(display='none'))
     self.box = w.VBox([*self.rows, w.HBox([self.go, self.stop, self.bar, self.compare]), self.status, self.after])
 
 @patch
@@ -323,7 +323,7 @@ def clips_like(model, data:str=''): # a file of `Clips`, '' for the corpus -> `C
     from text2sign.corpus import Clips, spell
     c = model.config
     if data: clips = Clips.load(data)
-    elif model.channels != 3: raise ValueError(f'this model works on latents of {model.channels} channels: give some with --data clips.npz (08_videos makes them)')
+    elif model.channels != 3: raise ValueError(f'this model works on latents of {model.channels} channels: give some of its size with --data clips.npz')
     else: clips = spell(['HI', 'ZOE', 'CAB', 'JO'], 14, model.size, c.get('crop', 'hand'), 1, c.get('language') or 'ase', cache=False, progress=False)
     if clips.frames.shape[2:] != (model.size, model.size, model.channels): raise ValueError(f'clips of {clips.frames.shape[2]}x{clips.frames.shape[3]}x{clips.frames.shape[4]} do not fit a model of {model.size}x{model.size}x{model.channels}')
     return clips
