@@ -53,7 +53,7 @@ def scheduler(objective, # `Flow` or `Epsilon`
 def denoise(predict, # (x, t (B,)) -> the model's answer
             objective, # `Flow` or `Epsilon`: what that answer means
             noise:Tensor, # (B, ..., C, H, W) standard normal
-            steps:int=20, # of the sampler; Heun's take two model calls, its last one
+            steps:int=20, # of the sampler; one of Heun's takes two model calls (the last takes one)
             each=None, # called after every model call as each(i, x, x0): progress, pictures
             sampler:str='auto', # one of `SAMPLERS` for this objective
            ) -> Tensor: # like noise: the clean clip
@@ -112,7 +112,8 @@ def load_vae(name:str, # a folder, or a name on the Hugging Face hub
     try:
         kind = d.AutoencoderKL.load_config(name).get('_class_name')
         vae = getattr(d, kind).from_pretrained(name, torch_dtype=torch.float32) if kind in ('AutoencoderKL', 'AutoencoderTiny') else None
-    except (OSError, ValueError) as e: raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, or a name on the Hugging Face hub ({str(e).splitlines()[0][:120]})') from None
+    except (OSError, ValueError) as e:
+        raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, or a name on the Hugging Face hub ({str(e).splitlines()[0][:120]})') from None
     if vae is None: raise ValueError(f'{name} is a {kind}: AutoencoderKL and AutoencoderTiny can be used')
     return vae.to(device).eval().requires_grad_(False)
 
@@ -138,7 +139,8 @@ def decoder(model:DiT, # its configuration names a `vae`, or it works on pixels
     if name := model.config.get('vae'):
         vae = load_vae(name, model.pos_embed.device)
         return lambda x: np.concatenate([to_uint8(decode(clip, vae, chunk or 16)) for clip in x.split(1)])
-    if model.channels != 3: raise ValueError(f"the model has {model.channels} channels, so it works on latents, but its configuration names no autoencoder: set model.config['vae'] to a folder or a name on the Hugging Face hub")
+    if model.channels != 3:
+        raise ValueError(f"the model works on latents of {model.channels} channels, but its configuration names no autoencoder: set model.config['vae'] to a folder or a name on the hub")
     return to_uint8
 
 # %% ../nbs/06_sample.ipynb #032-06
@@ -229,7 +231,7 @@ def resized(clip:np.ndarray, # uint8 (T, H, W, 3)
     size, how = (max(1, round(clip.shape[2]*height/clip.shape[1])), height), cv2.INTER_AREA if height < clip.shape[1] else cv2.INTER_CUBIC
     return np.stack([cv2.resize(np.ascontiguousarray(f), size, interpolation=how) for f in clip])
 
-def write_mp4(path, clip, fps, about):
+def write_mp4(path, clip, fps, about): # all writers: uint8 (T, H, W, 3), frames a second, JSON
     "H.264 in the colour format that browsers play; it wants even sizes: an odd edge is doubled."
     import av
     clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode='edge')
@@ -257,6 +259,7 @@ def write_png(path, clip, fps, about):
     Image.fromarray(strip(clip, len(clip))).save(path, pnginfo=chunks)
 
 def write_npy(path, clip, fps, about):
+    "The numbers alone."
     if about != '{}': warnings.warn('.npy has no room for what made a clip: it is left out (.npz keeps it)', stacklevel=3)
     np.save(path, clip)
 
@@ -275,7 +278,8 @@ def save_clip(path, # where to; its suffix says how: .mp4, .gif, .png, .npy, .np
     path, clip = Path(path), np.asarray(clip)
     write, part = WRITERS.get(path.suffix.lower()), path.with_name(f'.{path.stem}.{os.getpid()}.part{path.suffix}')
     if write is None: raise ValueError(f'{path.name}: the suffix says how a clip is written; known are {", ".join(WRITERS)}')
-    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not len(clip): raise ValueError(f'a clip is uint8 (T, H, W, 3) with a frame at least, not {clip.dtype} {clip.shape}')
+    if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not len(clip):
+        raise ValueError(f'a clip is uint8 (T, H, W, 3) with a frame at least, not {clip.dtype} {clip.shape}')
     if not fps*speed > 0: raise ValueError(f'fps is {fps} and speed {speed}: both must be above 0')
     path.parent.mkdir(parents=True, exist_ok=True)
     try: write(part, resized(clip, height), fps*speed, json.dumps(about or {})); os.replace(part, path)
