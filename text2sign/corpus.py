@@ -60,6 +60,8 @@ class Clips:
     letters: np.ndarray = None      # int64 (N,T): 0 in transitions, else 1 + index in `alphabet`; None where unknown
     signers: list = None            # N strings, or None where unknown
     alphabet: str = ''              # the letters that `letters` counts
+    std: np.ndarray = None          # like frames: how unsure the VAE was of each latent (`frames` is its mean); None for pixels
+    vae: str = ''                   # the VAE that made the latents, a folder or a hub id; '' for pixels
 
     def __post_init__(self):
         f = self.frames = np.asarray(self.frames)
@@ -80,6 +82,8 @@ def _check(self:Clips, n, t) -> None: # ValueError where a field does not fit N 
         v = getattr(self, k)
         if v is not None and len(v)!=n: raise ValueError(f'{k} has {len(v)} entries for {n} clips')
     if n and not (1<=self.lengths.min() and self.lengths.max()<=t): raise ValueError(f'lengths must lie in 1..{t}')
+    if self.std is not None and (self.std.shape!=self.frames.shape or self.std.dtype!=self.frames.dtype or not self.vae):
+        raise ValueError(f'std must be like the latents, {self.frames.dtype} {self.frames.shape}, with the name of their vae; it is {self.std.dtype} {self.std.shape}')
     if self.letters is None: return
     if self.letters.shape!=(n,t): raise ValueError(f'letters must be {(n,t)}, not {self.letters.shape}')
     if self.letters.size and not (0<=self.letters.min() and self.letters.max()<=len(self.alphabet)):
@@ -120,7 +124,7 @@ def load(cls:Clips, path # a file that `Clips.save` wrote
     if not Path(path).exists(): raise FileNotFoundError(f'no clips at {path}')
     with np.load(path, allow_pickle=False) as z:
         if 'frames' not in z: raise ValueError(f'{path} holds no clips: it has {", ".join(z)}')
-        return cls(**{k:z[k].tolist() if k in ('texts','names','signers','fps','language','alphabet') else z[k] for k in z})
+        return cls(**{k:z[k].tolist() if k in ('texts','names','signers','fps','language','alphabet','vae') else z[k] for k in z})
 
 # %% ../nbs/00_corpus.ipynb #023-00
 def strip(frames,   # uint8 (T,H,W,C): one clip

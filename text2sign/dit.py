@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'PAD', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'modulate', 'Block', 'FinalLayer',
-           'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder', 'TextAttention', 'rotate', 'TimeAttention',
-           'VideoBlock', 'remember_less', 'over_frames', 'VideoDiT', 'part_of', 'by_part']
+           'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder', 'frozen_encoder', 'read_frozen',
+           'TextAttention', 'rotate', 'TimeAttention', 'VideoBlock', 'remember_less', 'over_frames', 'VideoDiT',
+           'part_of', 'by_part', 'flops']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -204,6 +206,29 @@ class TextEncoder(nn.Module):
         return self.layers(self.embed(ids) + place, src_key_padding_mask=~mask)
 
 # %% ../nbs/01_dit.ipynb #037-01
+@lru_cache(maxsize=1)
+def frozen_encoder(name:str, # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
+                  ) -> tuple: # (tokenizer, encoder)
+    "A pretrained text encoder from `transformers`, in evaluation mode. Raises ValueError in one line where there is none."
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, use_safetensors=True).eval().requires_grad_(False)
+    except (OSError, ValueError, KeyError) as e: raise ValueError(f'no text encoder can be loaded from {name!r}: {str(e).splitlines()[0][:150]}') from None
+    return tokenizer, model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
+
+@torch.no_grad()
+def read_frozen(texts:list[str], # B strings
+                name:str, # of the encoder
+                device='cpu', batch:int=64, # texts at a time
+               ) -> tuple[Tensor, Tensor]: # features (B, M, E) float32, each token normalised; mask (B, M) bool
+    "Texts as a frozen encoder sees them; M is the longest text's number of tokens."
+    tokenizer, encoder = frozen_encoder(name)
+    tokens, out = tokenizer(texts, padding=True, truncation=True, return_tensors='pt').to(device), []
+    for i in range(0, len(texts), batch): out.append(encoder.to(device)(input_ids=tokens['input_ids'][i:i+batch], attention_mask=tokens['attention_mask'][i:i+batch]).last_hidden_state.float())
+    return F.layer_norm(torch.cat(out), out[0].shape[-1:]), tokens['attention_mask'].bool()
+
+# %% ../nbs/01_dit.ipynb #041-01
 class TextAttention(nn.Module):
     "Cross-attention from the tokens of each frame to the text."
     def __init__(self, width:int, heads:int, text_width:int, frame_features:int=128):
@@ -226,7 +251,7 @@ class TextAttention(nn.Module):
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=mask[:, None, None])
         return self.proj(out.transpose(1, 2).flatten(2)).view(x.shape)
 
-# %% ../nbs/01_dit.ipynb #039-01
+# %% ../nbs/01_dit.ipynb #043-01
 def rotate(x:Tensor, # (..., T, d) queries or keys, d even
            pos:Tensor, # (T,) position of each
           ) -> Tensor: # (..., T, d)
@@ -250,7 +275,7 @@ class TimeAttention(nn.Module):
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
         return self.proj(out.view(B, S, self.heads, T, -1).permute(0, 3, 1, 2, 4).flatten(3))
 
-# %% ../nbs/01_dit.ipynb #043-01
+# %% ../nbs/01_dit.ipynb #047-01
 class VideoBlock(Block):
     "An image block with text and time between its attention and its MLP."
     def __init__(self, width:int, heads:int, qk_norm:bool=False, text_width:int=384):
@@ -273,7 +298,7 @@ class VideoBlock(Block):
         x = x + remember_less(self.time_attn, x, frames, when=frame_chunk)
         return over_frames(self.feed_forward, x, frames, after, frame_chunk=frame_chunk)
 
-# %% ../nbs/01_dit.ipynb #044-01
+# %% ../nbs/01_dit.ipynb #048-01
 def remember_less(f, *args, when=True):
     "`f(*args)`, its inner activations recomputed in the backward pass `when` asked for and a backward pass is to come."
     return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if when and torch.is_grad_enabled() else f(*args)
@@ -290,21 +315,22 @@ def over_frames(f, # works frame by frame: f(x, frames, m, *args) -> like x
     pieces = zip(x.split(frame_chunk, 1), frames.split(frame_chunk), m.split(frame_chunk, 1))
     return torch.cat([remember_less(f, *piece, *args) for piece in pieces], 1)
 
-# %% ../nbs/01_dit.ipynb #046-01
+# %% ../nbs/01_dit.ipynb #050-01
 class VideoDiT(DiT):
     "A text-to-video diffusion transformer around an image DiT; every new branch is zero at its last projection."
     def __init__(self,
                  text_width:int|None=None, # features of a text token; default: the model's width, at most 384
                  text_depth:int=2, # layers of the text encoder
+                 encoder:str='', # folder or hub id of a frozen text encoder instead; then text_width is its number of features
                  text_cond:bool=True, # also let the text speak through each frame's adaLN
                  **image, # the arguments of `DiT`
                 ):
         self.text_width = text_width or min(image.get('width', 1152), 384)      # known before the blocks are made
         super().__init__(**image)
-        self.text_encoder = TextEncoder(self.text_width, text_depth)
+        self.encoder, self.text_encoder = encoder, None if encoder else TextEncoder(self.text_width, text_depth)
         self.text_cond = TextAttention(self.width, self.heads, self.text_width) if text_cond else None
         for branch in self.branches(): nn.init.zeros_(branch.proj.weight); nn.init.zeros_(branch.proj.bias)
-        self.config |= dict(text_width=self.text_width, text_depth=text_depth, text_cond=text_cond)
+        self.config |= dict(text_width=self.text_width, text_depth=text_depth, encoder=encoder, text_cond=text_cond)
 
     def branches(self): return [b for block in self.blocks for b in (block.text_attn, block.time_attn)] + [self.text_cond]*(self.text_cond is not None)
     def make_block(self): return VideoBlock(self.width, self.heads, self.qk_norm, self.text_width)
@@ -317,20 +343,26 @@ class VideoDiT(DiT):
         model.load_state_dict(own | image.state_dict())         # strict: an image tensor without a place is an error
         return model.to(image.pos_embed.device)
 
-# %% ../nbs/01_dit.ipynb #047-01
+# %% ../nbs/01_dit.ipynb #051-01
 @patch
 def encode(self:VideoDiT,
-           texts, # list of B strings, or their (ids, mask) from `tokenize`
+           texts, # list of B strings, or what `tokens` made of them
           ) -> tuple[Tensor, Tensor]: # features (B, M, text_width), mask (B, M)
     "Read the texts once; what comes back can be given to `forward` at every sampling step."
-    ids, mask = tokenize(texts, device=self.pos_embed.device) if isinstance(texts, list) else texts
-    return self.text_encoder(ids, mask), mask
+    ids, mask = self.tokens(texts) if isinstance(texts, list) else texts
+    return (self.text_encoder(ids, mask) if self.text_encoder else ids), mask
+
+@patch
+def tokens(self:VideoDiT, texts:list[str]) -> tuple[Tensor, Tensor]: # (ids or a frozen encoder's features, mask)
+    "The texts as far as nothing trainable is needed: training reads its corpus once."
+    device = self.pos_embed.device
+    return read_frozen(texts, self.encoder, device) if self.encoder else tokenize(texts, device=device)
 
 @patch
 def forward(self:VideoDiT,
             x:Tensor, # (B, T, C, size, size) noisy clips
             t:Tensor, # (B,) noise level in [0, 1000), one a clip
-            text=None, # list of B strings, (ids, mask) from `tokenize`, or (features, mask) from `encode`; None: no text
+            text=None, # list of B strings, or what `tokens` or `encode` made of them; None: no text
             frame_chunk:int|None=None, # frames at a time through the spatial parts: memory against time, never values
            ) -> Tensor: # (B, T, C or 2C, size, size)
     "What the objective asks for, for every frame."
@@ -346,7 +378,7 @@ def forward(self:VideoDiT,
     for block in self.blocks: x = block(x, frames, c, tokens, mask, frame_chunk)
     return self.unpatchify(self.final_layer(x, c))
 
-# %% ../nbs/01_dit.ipynb #049-01
+# %% ../nbs/01_dit.ipynb #053-01
 def part_of(name:str) -> str: # 'image model', 'text', 'time' or 'text encoder'
     "The part of a video model that a tensor belongs to, by its name."
     return next((part for key, part in dict(text_encoder='text encoder', text_='text', time_attn='time').items() if key in name), 'image model')
@@ -356,3 +388,14 @@ def by_part(numbers:dict) -> dict: # {tensor name: number} -> {part: sum}
     out = {}
     for name, n in numbers.items(): out[part_of(name)] = out.get(part_of(name), 0) + n
     return out
+
+# %% ../nbs/01_dit.ipynb #058-01
+def flops(model:DiT,
+          frames:int=1, # of a clip; 1 for an image model
+          tokens:int=0, # of its text
+         ) -> float: # floating-point operations of one forward pass of one item; training takes three times as many
+    "The products of attention and MLP, branches included; adaLN, embeddings and head are left out."
+    L, D, S, T, E = model.depth, model.width, (model.size//model.patch)**2, frames, getattr(model, 'text_width', 0)
+    space = 24*D*D + 4*S*D                                      # qkv 6, out 2, MLP 16; scores and their sum
+    branches = 8*D*D + 4*T*D + 4*D*D + 4*tokens*D + 4*tokens*D*E/(T*S) if isinstance(model, VideoDiT) else 0     # along time; to the text, whose keys and values are shared by all T*S tokens
+    return float(L*T*S*(space + branches))

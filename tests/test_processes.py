@@ -1,0 +1,87 @@
+"""Training in processes of its own: killed at random moments it ends as if it had been left alone; two processes compute what one does."""
+import multiprocessing, time
+
+import numpy as np
+import pytest
+
+from text2sign.surgery import read_checkpoint
+from text2sign.train import states
+
+server = multiprocessing.get_context('forkserver')                  # imports everything once, then starts processes in no time
+server.set_forkserver_preload(['text2sign.train'])
+
+
+def train(folder, steps, save_minutes=0., processes=1, accumulation=1):
+    "A tiny training that goes on where it stopped; the same in every process that runs it."
+    import torch
+    from text2sign.corpus import Clips
+    from text2sign.diffusion import Flow
+    from text2sign.dit import VideoDiT
+    from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, launch
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    clips = Clips(rng.integers(0, 255, (6, 5, 32, 32, 3), dtype=np.uint8), list('ABCDEF'))
+
+    def job(accelerator=None):
+        torch.manual_seed(0)
+        model = VideoDiT(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True)
+        tr = Trainer(model, Flow(), Recipe(steps, lr=2e-3, accumulation=accumulation), accelerator=accelerator)
+        if states(folder, 'video'): tr.resume(folder, 'video')
+        fit(tr, Batches(clips, False, 4, drop=0.2), HeldOut(Batches(clips, False, 6, seed=5, drop=0.), Flow()), folder, 'video', log_every=10, sample_every=30, save_minutes=save_minutes)
+
+    if processes == 1: job()
+    else: launch(job, processes)
+
+
+def run(**kwargs):
+    process = server.Process(target=train, kwargs=kwargs)
+    process.start()
+    return process
+
+
+def finished(folder, **kwargs):
+    process = run(folder=folder, **kwargs)
+    process.join()
+    assert process.exitcode == 0
+    return read_checkpoint(states(folder, 'video')[-1])[0]
+
+
+def test_killed_ten_times(tmp_path):
+    chance, folder = np.random.default_rng(0), tmp_path/'killed'
+    for _ in range(10):
+        before, process = states(folder, 'video'), run(folder=folder, steps=60)
+        while process.is_alive() and states(folder, 'video') == before: time.sleep(0.01)     # lets it get on by one save at least
+        process.join(chance.uniform(0, 0.1))
+        assert process.exitcode is None, 'it was to be killed, but ended by itself'
+        process.kill(); process.join()
+    killed, alone = finished(folder, steps=60), finished(tmp_path/'alone', steps=60, save_minutes=1.)
+    assert killed.keys() == alone.keys()
+    assert all((killed[k] == v).all() for k, v in alone.items())
+    assert sorted(p.name for p in folder.iterdir()) == ['video-state-0000060.safetensors', 'video.safetensors']
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_two_processes(tmp_path, accumulation):
+    two = finished(tmp_path/'two', steps=6, processes=2, accumulation=accumulation)
+    one = finished(tmp_path/'one', steps=6, accumulation=2*accumulation)
+    assert max((two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')) < 2e-5
+
+
+def test_memory_that_fits(pytestconfig):
+    "Memory that other tensors hold is found missing, and what the search names does fit."
+    if not pytestconfig.getoption('--cuda'): pytest.skip('needs a GPU: pytest --cuda')
+    import torch
+    from text2sign.corpus import Clips
+    from text2sign.diffusion import Flow
+    from text2sign.dit import VideoDiT
+    from text2sign.train import Batches, Recipe, Trainer, what_fits
+    torch.manual_seed(0)
+    model = VideoDiT(size=64, patch=8, channels=3, width=384, depth=8, heads=6, classes=27, learn_sigma=False, qk_norm=True).cuda()
+    clips = Clips(np.random.default_rng(0).integers(0, 255, (64, 32, 64, 64, 3), dtype=np.uint8), ['HELLO']*64)
+    tr, batches = Trainer(model, Flow(), Recipe(steps=2, lr=1e-4, precision='bf16')), Batches(clips, False, 64, device='cuda')
+    taken = torch.empty(torch.cuda.mem_get_info()[0] - 6*2**30, dtype=torch.uint8, device='cuda')            # leaves 6 GiB
+    tr.recipe = what_fits(tr, batches)
+    assert tr.recipe.accumulation > 1
+    for _ in range(2): row = tr.train_step(batches)
+    assert row['loss'].isfinite()
+    del taken
