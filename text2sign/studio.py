@@ -272,8 +272,9 @@ def history(run='latest', # name of a run, or its folder
            ) -> dict: # stage -> rows as `fit` wrote them, for `curves` of 05_train
     "What a run has logged up to its last save. Raises FileNotFoundError where nothing was saved yet."
     from text2sign.corpus import root
+    from text2sign.train import states
     folder = Path(folder or root()/'checkpoints')/run
-    found = {stage: sorted(folder.glob(f'{stage}-state-*.safetensors')) for stage in ('image', 'video')}
+    found = {stage: states(folder, stage) for stage in ('image', 'video')}
     if not any(found.values()): raise FileNotFoundError(f'no history in {folder}: no stage has been saved there yet')
     return {stage: config_of(states[-1])['history'] for stage, states in found.items() if states}
 
