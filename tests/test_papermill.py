@@ -1,0 +1,66 @@
+"""The training notebook as people run it: headless, on a foreign checkpoint and on a folder of videos."""
+import argparse, os, shutil
+
+import numpy as np
+import papermill
+import pytest
+import torch
+
+from text2sign.corpus import Clips, root
+from text2sign.dit import DiT
+from text2sign.surgery import load, read_checkpoint
+from text2sign.train import states
+
+
+@pytest.fixture
+def run():
+    "A name for a run, of which nothing is left afterwards."
+    name, latest = f'pytest-{os.getpid()}', root()/'checkpoints'/'latest'
+    before = os.readlink(latest) if latest.is_symlink() else None
+    yield name
+    for folder in (root()/'checkpoints'/name, root()/'outputs'/'runs'/name): shutil.rmtree(folder, ignore_errors=True)
+    latest.unlink(missing_ok=True)
+    if before: latest.symlink_to(before)
+
+
+def trained(tmp_path, run, **parameters):
+    "The loaded video model and its history."
+    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'out.ipynb', dict(run=run, log_every=1, sample_every=2, **parameters), progress_bar=False)
+    folder = root()/'checkpoints'/run
+    return load(run), read_checkpoint(states(folder, 'video')[-1])[1]['history'], (tmp_path/'out.ipynb').read_text()
+
+
+def test_release_checkpoint(tmp_path, run):
+    "A pickle in the release's layout (here narrow) goes into a video model of latents, every tensor accounted for."
+    torch.manual_seed(0)
+    dit = DiT(size=32, patch=2, channels=4, width=64, depth=2, heads=1, classes=1000, learn_sigma=True)
+    with torch.no_grad():
+        for p in dit.parameters(): p.add_(torch.randn_like(p)*.02)
+    torch.save(dict(ema=dit.state_dict(), args=argparse.Namespace(model='TinyDiT')), tmp_path/'release.pt')
+    latents = np.random.default_rng(0).standard_normal((12, 3, 32, 32, 4)).astype(np.float16)
+    Clips(latents, [f'word {i}' for i in range(12)]).save(tmp_path/'latents.npz')
+    model, history, said = trained(tmp_path, run, stage='video', pretrained=str(tmp_path/'release.pt'), data=str(tmp_path/'latents.npz'), batch=2, steps=2, lr=1e-4)
+    assert (model.learn_sigma, model.classes, model.config['objective'], model.channels) == (True, 1000, 'epsilon', 4)
+    assert f'{len(dit.state_dict())} copied' in said and 'dropped' not in said.split(' copied')[1][:40]
+    assert all(np.isfinite(row['held_out']) for row in history if 'held_out' in row) and history[-1]['step'] == 2
+
+
+def test_folder_of_videos(tmp_path, run):
+    "Landscape clips with their texts, one of them broken: training goes on with the others."
+    import av
+    rng, folder = np.random.default_rng(0), tmp_path/'clips'
+    folder.mkdir()
+    for i in range(12):
+        (folder/f'{i}.txt').write_text(f'word{i % 4}')
+        with av.open(str(folder/f'{i}.mp4'), 'w') as file:
+            stream = file.add_stream('libx264', rate=25)
+            stream.width, stream.height, stream.pix_fmt = 320, 180, 'yuv420p'
+            for t in range(30):
+                frame = np.full((180, 320, 3), 90, np.uint8)
+                frame[40:100, 60 + 5*t:120 + 5*t] = rng.integers(100, 255, 3)
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+            file.mux(stream.encode())
+    (folder/'bad.mp4').write_bytes(b'no video'); (folder/'bad.txt').write_text('bad')
+    model, history, said = trained(tmp_path, run, data=str(folder), image_steps=2, steps=2, batch=2, image_batch=4)
+    assert 'bad.mp4' in said and '12 of 13 clips read' in said
+    assert history[-1]['step'] == 2 and model.config['alphabet'] == ''
