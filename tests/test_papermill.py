@@ -13,8 +13,9 @@ from text2sign.train import states
 
 
 @pytest.fixture
-def run():
+def run(monkeypatch):
     "A name for a run, of which nothing is left afterwards."
+    monkeypatch.delenv('IN_TEST', raising=False)                    # the runner of notebooks leaves it behind, and the notebook would play a test
     name, latest = f'pytest-{os.getpid()}', root()/'checkpoints'/'latest'
     before = os.readlink(latest) if latest.is_symlink() else None
     yield name
