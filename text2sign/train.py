@@ -363,7 +363,7 @@ def what_fits(tr:Trainer, batches:Batches) -> Recipe: # the recipe, with the fir
 
 def out_of_memory(tr:Trainer, batches:Batches) -> str:
     "What to tell a person whose step did not fit."
-    asked, tr.recipe = tr.recipe, replace(tr.recipe)
+    asked = tr.recipe
     tr.optimizer.zero_grad(set_to_none=True)
     if tr.device.type == 'cuda': torch.cuda.empty_cache()
     fit = what_fits(tr, batches)
