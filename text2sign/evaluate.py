@@ -145,7 +145,7 @@ class Reader(nn.Module):
                  alphabet:str=AZ,  # the letters it knows
                  size:int=64,      # pixels a side it works at, a multiple of 16
                  kind:str='conv',  # 'conv' or 'points'
-                 width:int=32,     # channels; 32 makes about a million parameters at 64 pixels
+                 width:int=24,     # channels; 24 makes about 0.6 million parameters at 64 pixels
                  least:int=2,      # frames: a shorter run of labels is dropped
                 ):
         super().__init__()
@@ -225,7 +225,7 @@ def train_reader(words:list[str]=None, # to practise on; None: `reader_words(see
                  seed:int=0,           # of words, styles, weights and order
                  steps:int=2500,       # of the optimiser
                  device=None,          # None: a GPU where there is one
-                 size:int=64, frames:int=32, crops:tuple=('hand','bust'), width:int=32, batch:int=64, lr:float=3e-3, progress:bool=True) -> Reader:
+                 size:int=64, frames:int=32, crops:tuple=('hand','bust'), width:int=24, batch:int=64, lr:float=3e-3, progress:bool=True) -> Reader:
     "A reader trained on real clips, everything seeded: on a CPU the same bytes, on a GPU up to the order of its sums."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     words = reader_words(seed=seed) if words is None else words

@@ -361,7 +361,7 @@ def real_clips(c:dict, # the model's configuration
     "Real clips to compare with, in styles that training did not use."
     from text2sign.corpus import frames_needed, spell, splits
     from text2sign.evaluate import nearest
-    known = splits(seed=0, test=64 if trained['train'] >= 64 else 16, **trained)['train']         # as 05_train draws them
+    known = splits(seed=0, test=500 if trained['train'] >= 500 else 16, **trained)['train']         # as 05_train draws them
     lists = {k: [w for w in v if w not in set(known)][:n] for k, v in splits(seed=0, test=500, **trained).items() if k != 'train'} | dict(seen=known[:n])
     T = max(c['frames'], frames_needed('A'*trained['max_letters']))
     real = lambda words, seed, T=T: spell(words, T, c['size'], c['crop'], seed, progress=False)

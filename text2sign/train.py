@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups', 'Trainer',
            'states', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread', 'alarms', 'fits',
-           'what_fits', 'out_of_memory', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'launch', 'Check',
-           'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'what_fits', 'out_of_memory', 'compile_blocks', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart',
+           'curves', 'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run',
+           'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, sys, threading, time
@@ -84,7 +85,7 @@ class EMA:
     "A running average of a model's parameters whose horizon grows with the step."
     def __init__(self, model:nn.Module, decay:float=0.999):
         self.decay = decay
-        self.live = dict(model.named_parameters())
+        self.live = {k: p for k, p in model.named_parameters() if p.requires_grad}     # what is frozen is its own average
         self.mean = {k: p.detach().clone() for k, p in self.live.items()}
 
     @torch.no_grad()
@@ -187,7 +188,7 @@ class Trainer:
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
-        live = {f'model.{k}': p for k, p in self.ema.live.items()} | {f'ema.{k}': v for k, v in self.ema.mean.items()}
+        live = {f'model.{k}': p for k, p in self.model.named_parameters()} | {f'ema.{k}': v for k, v in self.ema.mean.items()}
         return live | moments, dict(recipe=asdict(self.recipe), step=self.step, history=self.history, guard=self.guard.state_dict())
 
 # %% ../nbs/05_train.ipynb #032-05
@@ -211,7 +212,8 @@ def resume(self:Trainer, folder, stage:str) -> None:
     tensors, config = read_checkpoint(newest)
     mine, theirs = json.loads(json.dumps(asdict(self.recipe))), config['recipe']
     if differ := [f'{k} was {theirs.get(k)}, now {v}' for k, v in mine.items() if theirs.get(k) != v and k not in ('accumulation', 'frame_chunk')]: raise ValueError(f'{newest} is from another configuration: ' + '; '.join(differ))
-    for k, p in self.ema.live.items(): p.data.copy_(tensors[f'model.{k}']); self.ema.mean[k].copy_(tensors[f'ema.{k}'])
+    for k, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{k}'])
+    for k, v in self.ema.mean.items(): v.copy_(tensors[f'ema.{k}'])
     for k, p in self.params.items(): self.optimizer.state[p] = {name: tensors[f'{name}.{k}'].to(self.device) for name in ('step', 'exp_avg', 'exp_avg_sq') if f'{name}.{k}' in tensors}
     self.step, self.history = config['step'], config['history']
     self.guard.load_state_dict(config['guard'])
@@ -276,7 +278,7 @@ def clock(seconds:float) -> str: # 125 -> '2:05'
 def line(stage:str, row:dict, unit:str, total:int, left:float) -> str:
     "What a person wants to know at a log step, in one line."
     shown = [f'{stage} {row["step"]:>5}/{total}']
-    for k, form in dict(loss='loss {:.4f}', held_out='held-out {:.4f}', norm='|grad| {:.2f}', lr='lr {:.1e}', speed='{:.1f} ' + unit + '/s', chip='{:.0%} of chip', memory='{:.1f} GiB', skipped='{} skipped').items():
+    for k, form in dict(loss='loss {:.4f}', held_out='held-out {:.4f}', cer='CER {:.1%}', norm='|grad| {:.2f}', lr='lr {:.1e}', speed='{:.1f} ' + unit + '/s', chip='{:.0%} of chip', memory='{:.1f} GiB', skipped='{} skipped').items():
         if row.get(k): shown.append(form.format(row[k]))
     return '  '.join(shown + ([f'{clock(left)} left'] if left else []))
 
@@ -369,6 +371,24 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
     fit = what_fits(tr, batches)
     return f'out of memory at batch {batches.batch}, accumulation {asked.accumulation}, frame_chunk {asked.frame_chunk}; this fits: accumulation={fit.accumulation}, frame_chunk={fit.frame_chunk} (or set fit_memory=True)'
 
+# %% ../nbs/05_train.ipynb #d8590388
+def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
+    "One block compiles in seconds and serves all, the whole model takes minutes. Chunks of frames are compiled as one chunk, not unrolled."
+    for block in model.blocks:
+        if not frame_chunk: block.compile()
+        else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
+
+def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
+    "Compile by one pass forth and back, whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
+    start = time.perf_counter()
+    compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
+    try: tr.loss(*tr.draw(batches, tr.step)[0]).mean().backward()
+    except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
+    tr.optimizer.zero_grad(set_to_none=True)
+    if tr.device.type == 'cuda': torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 # %% ../nbs/05_train.ipynb #048-05
 def fit(tr:Trainer,
         batches:Batches, # training data
@@ -385,8 +405,7 @@ def fit(tr:Trainer,
     "Train until the recipe's steps or the minutes are over; saves as it goes. Raises NonFinite after too many bad steps in a row, ValueError naming settings that fit where memory runs out."
     total, unit, first, told = tr.recipe.steps, 'stills' if batches.stills else 'clips', tr.rank == 0, set()
     work, peak = 3*(flops(tr.model) if batches.stills else flops(tr.model, batches.frames.shape[1], batches.texts[0].shape[1])), tr.world*product_speed(tr.device, tr.recipe.precision)
-    if tr.device.type == 'cuda':
-        for block in tr.model.blocks: block.compile()               # one block compiles in seconds, the whole model in minutes
+    if tr.device.type == 'cuda' and tr.step < total: print(f'{stage}: kernels compiled in {warm_up(tr, batches):.0f} s', flush=True)
     def replay(step):
         names = [batches.names[i] for i in batches.items(step).tolist()] if not batches.stills and tr.recipe.accumulation*tr.world == 1 else None
         return first_nonfinite(tr.model, step, names=names, loss=lambda s: sum(tr.loss(*piece, net=tr.model).mean() for piece in tr.draw(batches, s)))
@@ -398,7 +417,7 @@ def fit(tr:Trainer,
         for w in watch: w(stage, row, shown)
     if first and tr.step == 0: note(dict(step=0) | tr.look(held_out, preview, score)[0])
     start, begun = time.perf_counter(), tr.step
-    mark, marked, saved = start, begun, start
+    mark, marked, saved, spent = start, begun, start, tr.history[-1].get('seconds', 0.) if tr.history else 0.
     tr.model.train()
     with interruptible() as asked:
         while tr.step < total:
@@ -412,8 +431,8 @@ def fit(tr:Trainer,
                 skips = tr.guard.check(replay)                      # here, and only here, the host waits for the device
                 if skips.new: print(skips, flush=True)
                 now = time.perf_counter()
-                speed = (tr.step - marked)*batches.batch/(now - mark)
-                row = {k: v.item() for k, v in row.items()} | dict(step=tr.step, lr=tr.recipe.lr_at(tr.step - 1), speed=speed, chip=work*speed/peak, memory=memory(tr.device), skipped=skips.skipped)
+                speed, spent = (tr.step - marked)*batches.batch/(now - mark), spent + now - mark      # looking up is not training
+                row = {k: v.item() for k, v in row.items()} | dict(step=tr.step, lr=tr.recipe.lr_at(tr.step - 1), seconds=spent, speed=speed, chip=work*speed/peak, memory=memory(tr.device), skipped=skips.skipped)
                 numbers, shown = tr.look(held_out, preview, score) if samples or stop else ({}, {})
                 note(row | numbers, shown, (total - tr.step)*(now - start)/(tr.step - begun))
                 mark, marked = time.perf_counter(), tr.step
@@ -596,7 +615,7 @@ def start_run(folder:Path, settings:dict) -> None:
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
-          free=('run', 'resume', 'minutes', 'device', 'log_every', 'sample_every', 'keep', 'processes', 'accumulation', 'frame_chunk', 'fit_memory'), # may differ from call to call
+          free=('run', 'resume', 'minutes', 'device', 'log_every', 'sample_every', 'score_words', 'keep', 'processes', 'accumulation', 'frame_chunk', 'fit_memory'), # may differ from call to call
          ) -> dict: # settings to use
     "The settings of a resumed run. Raises ValueError naming those that were given and differ from the saved ones."
     saved = json.loads((folder/'settings.json').read_text())
