@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups', 'Trainer',
-           'states', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread', 'alarms', 'fits',
+           'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread', 'alarms', 'fits',
            'what_fits', 'out_of_memory', 'compile_blocks', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart',
            'curves', 'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run',
            'agree']
@@ -217,6 +217,24 @@ def resume(self:Trainer, folder, stage:str) -> None:
     for k, p in self.params.items(): self.optimizer.state[p] = {name: tensors[f'{name}.{k}'].to(self.device) for name in ('step', 'exp_avg', 'exp_avg_sq') if f'{name}.{k}' in tensors}
     self.step, self.history = config['step'], config['history']
     self.guard.load_state_dict(config['guard'])
+
+# %% ../nbs/05_train.ipynb #d0469ea7
+def publish(folder, # of a finished run
+            path, # where to, without suffix, such as checkpoints/fs-ase
+            card:dict, # what people should know about the model; goes into the metadata
+           ) -> list[Path]: # PATH.safetensors and PATH-image.safetensors, as far as the run has the stages, and PATH.json
+    "The averaged weights of a run in bf16, half the bytes, and its curves. Raises FileNotFoundError where the run has no checkpoint."
+    folder, path, out, curves = Path(folder), Path(path), [], {}
+    for stage, name in (('image', f'{path.name}-image'), ('video', path.name)):
+        if not (folder/f'{stage}.safetensors').exists(): continue
+        weights, config = read_checkpoint(folder/f'{stage}.safetensors')
+        halves = {k: v if k == 'pos_embed' else v.bfloat16() for k, v in weights.items()}       # the table is computed, and stays exact
+        out.append(save_tensors(path.with_name(f'{name}.safetensors'), halves, config | dict(card=card)))
+        if states(folder, stage): curves[stage] = read_checkpoint(states(folder, stage)[-1])[1]['history']
+    if not out: raise FileNotFoundError(f'no image.safetensors or video.safetensors in {folder}: train first')
+    path.with_suffix('.json').write_text(json.dumps(dict(settings=json.loads((folder/'settings.json').read_text()), history=curves)))
+    return out + [path.with_suffix('.json')]
+
 
 # %% ../nbs/05_train.ipynb #034-05
 @patch
