@@ -235,7 +235,6 @@ def publish(folder, # of a finished run
     path.with_suffix('.json').write_text(json.dumps(dict(settings=json.loads((folder/'settings.json').read_text()), history=curves)))
     return out + [path.with_suffix('.json')]
 
-
 # %% ../nbs/05_train.ipynb #034-05
 @patch
 def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor, net=None) -> Tensor: # (B,)
@@ -406,7 +405,6 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     if tr.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
-
 # %% ../nbs/05_train.ipynb #048-05
 def fit(tr:Trainer,
         batches:Batches, # training data
@@ -423,7 +421,8 @@ def fit(tr:Trainer,
     "Train until the recipe's steps or the minutes are over; saves as it goes. Raises NonFinite after too many bad steps in a row, ValueError naming settings that fit where memory runs out."
     total, unit, first, told = tr.recipe.steps, 'stills' if batches.stills else 'clips', tr.rank == 0, set()
     work, peak = 3*(flops(tr.model) if batches.stills else flops(tr.model, batches.frames.shape[1], batches.texts[0].shape[1])), tr.world*product_speed(tr.device, tr.recipe.precision)
-    if tr.device.type == 'cuda' and tr.step < total: print(f'{stage}: kernels compiled in {warm_up(tr, batches):.0f} s', flush=True)
+    took = warm_up(tr, batches) if tr.device.type == 'cuda' and tr.step < total else 0.
+    if took and first: print(f'{stage}: kernels compiled in {took:.0f} s', flush=True)
     def replay(step):
         names = [batches.names[i] for i in batches.items(step).tolist()] if not batches.stills and tr.recipe.accumulation*tr.world == 1 else None
         return first_nonfinite(tr.model, step, names=names, loss=lambda s: sum(tr.loss(*piece, net=tr.model).mean() for piece in tr.draw(batches, s)))
