@@ -1,4 +1,9 @@
 """`pytest --slow` and `pytest --cuda` also run the notebook cells flagged `#| slow` (minutes, gigabytes) and `#| cuda` (a GPU)."""
+import os
+
+import torch
+
+if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')     # kernels are tested on a played GPU; Triton asks once, when it is imported
 
 
 def pytest_addoption(parser):

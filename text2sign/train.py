@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups', 'Trainer',
            'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread', 'alarms', 'fits',
-           'what_fits', 'out_of_memory', 'compile_blocks', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart',
-           'curves', 'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run',
-           'agree']
+           'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'warm_up', 'fit', 'gif', 'Board',
+           'in_jupyterlab', 'Chart', 'curves', 'launch', 'Check', 'output_quality', 'training_capability', 'preflight',
+           'find_run', 'start_run', 'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, sys, threading, time
@@ -184,7 +184,7 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device = model.pos_embed.device
+        self.device, self.recorded = model.pos_embed.device, None                   # a step's passes as a CUDA graph, see `Recorded`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
@@ -257,14 +257,20 @@ def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x,
     return list(zip(x.chunk(k), conds, t.chunk(k), eps.chunk(k)))[self.rank::self.world]
 
 @patch
-def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss, gradient norm before clipping; with `parts` also the norm of each part of the model. All on the device
-    "One optimiser step."
-    pieces, total = self.draw(batches, self.step), 0
+def passes(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are in the parameters
+    "Forward and backward, piece by piece."
+    total = 0
     for i, piece in enumerate(pieces):
         with self.accelerator.no_sync(self.net) if self.world > 1 and i < len(pieces) - 1 else nullcontext():      # processes exchange gradients once a step
             part = self.loss(*piece).mean()/len(pieces)
             part.backward()
         total = total + part.detach()
+    return total
+
+@patch
+def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss, gradient norm before clipping; with `parts` also the norm of each part of the model. All on the device
+    "One optimiser step."
+    total = (self.recorded or self.passes)(self.draw(batches, self.step))
     if self.world > 1: total = self.accelerator.reduce(total, 'mean')
     for group in self.optimizer.param_groups: group['lr'] = group['share']*self.recipe.lr_at(self.step)
     row = dict(loss=total, norm=self.guard.step(self.optimizer, total, self.recipe.clip, self.step))
@@ -395,13 +401,34 @@ def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
         if not frame_chunk: block.compile()
         else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
 
+class Recorded:
+    "The passes of one step as a CUDA graph: called with new pieces it gives the loss, and leaves the gradients in the parameters."
+    def __init__(self, tr:Trainer, pieces:list): # the pieces' shapes are those of all steps
+        self.pieces, side = pieces, torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # kernels are loaded and workspaces made before recording
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph): self.total = tr.passes(pieces)
+        self.grads = {p: p.grad for p in tr.params.values()}
+        tr.optimizer.zero_grad(set_to_none=True)
+
+    def __call__(self, pieces:list) -> Tensor:
+        flat = lambda pieces: [v for x, cond, t, eps in pieces for v in (x, *(cond if isinstance(cond, tuple) else [cond]), t, eps)]
+        for mine, new in zip(flat(self.pieces), flat(pieces)): mine.copy_(new)
+        self.graph.replay()
+        for p, g in self.grads.items(): p.grad = g
+        return self.total.clone()
+
 def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
-    "Compile by one pass forth and back, whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
+    "Compile, and record what can be, by passes whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
-    try: tr.loss(*tr.draw(batches, tr.step)[0]).mean().backward()
+    try:
+        tr.passes(tr.draw(batches, tr.step)[:1])
+        tr.optimizer.zero_grad(set_to_none=True)
+        if tr.device.type == 'cuda' and tr.world == 1 and not tr.recipe.frame_chunk: tr.recorded = Recorded(tr, tr.draw(batches, tr.step))
     except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
-    tr.optimizer.zero_grad(set_to_none=True)
     if tr.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
