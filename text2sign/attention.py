@@ -41,7 +41,8 @@ def standard(P, at, inside, half: tl.constexpr, eps): # rows of mean 0 and varia
 @triton.jit
 def normed(P, at, inside, c, W, B, COS, SIN, turn, half: tl.constexpr, eps, ROPE: tl.constexpr): # queries or keys, ready for the product
     a, b, _ = standard(P, at, inside, half, eps)
-    (w1, w2), (b1, b2) = vectors(W, c, half), vectors(B, c, half)
+    w1, w2 = vectors(W, c, half)
+    b1, b2 = vectors(B, c, half)
     a, b = a*w1 + b1, b*w2 + b2
     if ROPE:
         cos, sin = tl.load(COS + turn, inside, 0.), tl.load(SIN + turn, inside, 0.)
@@ -126,7 +127,7 @@ def tile(n:int) -> int: return max(16, triton.next_power_of_2(n))               
 
 def self_sizes(qkv, cos, eps): # grid, numbers, constants
     B, L, R, _, H, D = qkv.shape
-    return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), num_warps=2 if L <= 16 else 4)
+    return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), num_warps=2 if L <= 32 else 4)
 
 @custom_op('text2sign::self_attention', mutates_args=())
 def _self(qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> Tensor:
@@ -216,7 +217,7 @@ def text_backward(Q, K, V, MASK, G, DQ, DKV, PART, QW, QB, N, M, H, eps, scale, 
 # %% ../nbs/01a_attention.ipynb #023-01a
 def text_sizes(q, k, eps, blocks): # grid, numbers, constants
     (B, N, H, D), M = q.shape, k.shape[1]
-    return (triton.cdiv(N, 64*blocks), H, B), (N, M, H, eps, D**-.5), dict(half=D//2, ROWS=64, KEYS=tile(M), COLS=tile(D//2), num_warps=4)
+    return (triton.cdiv(N, 64*blocks), H, B), (N, M, H, eps, D**-.5), dict(half=D//2, ROWS=64, KEYS=tile(M), COLS=tile(D//2), num_warps=4 if D <= 64 else 8)
 
 @custom_op('text2sign::text_attention', mutates_args=())
 def _text(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:

@@ -406,7 +406,7 @@ class Recorded:
     def __init__(self, tr:Trainer, pieces:list): # the pieces' shapes are those of all steps
         self.pieces, side = pieces, torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # kernels are loaded and workspaces made before recording
+        with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # compiles, and loads what cannot be loaded while recording
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph): self.total = tr.passes(pieces)
@@ -422,12 +422,12 @@ class Recorded:
 
 def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     "Compile, and record what can be, by passes whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
+    if tr.recorded: return 0.
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
     try:
-        tr.passes(tr.draw(batches, tr.step)[:1])
-        tr.optimizer.zero_grad(set_to_none=True)
         if tr.device.type == 'cuda' and tr.world == 1 and not tr.recipe.frame_chunk: tr.recorded = Recorded(tr, tr.draw(batches, tr.step))
+        else: tr.passes(tr.draw(batches, tr.step)[:1]); tr.optimizer.zero_grad(set_to_none=True)
     except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
     if tr.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
