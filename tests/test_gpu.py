@@ -1,0 +1,46 @@
+"""What only a GPU can show: `pytest --cuda`."""
+import numpy as np
+import pytest
+import torch
+
+from text2sign.corpus import Clips, spell
+from text2sign.diffusion import Flow
+from text2sign.dit import VideoDiT
+from text2sign.train import Batches, Recipe, Trainer, warm_up, what_fits
+
+
+@pytest.fixture(autouse=True)
+def gpu(pytestconfig):
+    if not pytestconfig.getoption('--cuda'): pytest.skip('needs a GPU: pytest --cuda')
+
+
+def test_memory_that_fits():
+    "Memory that other tensors hold is found missing, and what the search names does fit."
+    torch.manual_seed(0)
+    model = VideoDiT(size=64, patch=8, channels=3, width=384, depth=8, heads=6, classes=27, learn_sigma=False, qk_norm=True).cuda()
+    clips = Clips(np.random.default_rng(0).integers(0, 255, (64, 32, 64, 64, 3), dtype=np.uint8), ['HELLO']*64)
+    tr, batches = Trainer(model, Flow(), Recipe(steps=2, lr=1e-4, precision='bf16')), Batches(clips, False, 64, device='cuda')
+    taken = torch.empty(torch.cuda.mem_get_info()[0] - 6*2**30, dtype=torch.uint8, device='cuda')            # leaves 6 GiB
+    tr.recipe = what_fits(tr, batches)
+    assert tr.recipe.accumulation > 1
+    for _ in range(2): row = tr.train_step(batches)
+    assert row['loss'].isfinite()
+    del taken
+
+
+@pytest.mark.parametrize('how', [dict(), dict(accumulation=2), dict(precision='bf16'), dict(precision='bf16', frame_chunk=5)], ids=str)
+def test_recorded_step_on_gpu(how):
+    "Compiled and, where that is possible, recorded as a graph, a step is the step it was."
+    batches = Batches(spell(['HI', 'ZOE', 'CAB', 'JO'], frames=14, size=32, progress=False), False, 4, drop=0.2, device='cuda')
+    def trainer():
+        torch.manual_seed(0)
+        model = VideoDiT(size=32, patch=8, channels=3, width=64, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True).cuda()
+        return Trainer(model, Flow(), Recipe(steps=6, lr=1e-3, **how))
+    plain, fast = trainer(), trainer()
+    warm_up(fast, batches)
+    assert bool(fast.recorded) == ('frame_chunk' not in how)
+    for (k, p), q in zip(plain.params.items(), fast.params.values()): assert torch.equal(p, q) and q.grad is None, k
+    for _ in range(4):
+        a, b = (t.train_step(batches) for t in (plain, fast))
+        for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-2, atol=1e-3)
+    for (k, p), q in zip(plain.params.items(), fast.params.values()): torch.testing.assert_close(p, q, rtol=0, atol=4e-3, msg=k)      # four steps of at most 1e-3 each way
