@@ -398,7 +398,7 @@ WIDE = dict(skins=[(240,196,170),(228,178,140),(210,156,116),(184,130,92),(158,1
             grounds=[(246,244,240),(214,220,228),(226,218,226),(206,212,206),(234,226,206)])
 
 LOOKS = dict(day=dict(skins=SKINS, shirts=SHIRTS, grounds=GROUNDS),        # what the shipped model learned from
-             party=dict(skins=SKINS, shirts=[(222,104,40),(176,48,140),(240,200,60)], grounds=[(200,160,240),(145,228,185),(145,222,240)])) # to fine-tune it to
+             mint=dict(skins=SKINS, shirts=[(176,48,140)], grounds=[(130,220,170)]))      # another studio, to fine-tune it to
 
 @dataclass(eq=False)
 class Style:
