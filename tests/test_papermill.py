@@ -6,7 +6,7 @@ import papermill
 import pytest
 import torch
 
-from text2sign.corpus import Clips, root
+from text2sign.corpus import Clips, root, splits
 from text2sign.dit import DiT
 from text2sign.surgery import load, read_checkpoint
 from text2sign.train import states
@@ -62,6 +62,17 @@ def test_folder_of_videos(tmp_path, run):
                 file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
             file.mux(stream.encode())
     (folder/'bad.mp4').write_bytes(b'no video'); (folder/'bad.txt').write_text('bad')
-    model, history, said = trained(tmp_path, run, data=str(folder), image_steps=2, steps=2, batch=2, image_batch=4)
+    model, history, said = trained(tmp_path, run, data=str(folder), steps=2, batch=2)
     assert 'bad.mp4' in said and '12 of 13 clips read' in said
+    assert model.config['width'] == 256 and 'words' not in model.config             # from the shipped model, of whose words nothing is known any more
     assert history[-1]['step'] == 2 and model.config['alphabet'] == ''
+
+
+def test_fine_tuning(tmp_path, run):
+    "The way without arguments, shortened: from the shipped model, whose own words stay the measure of what is unseen."
+    model, history, said = trained(tmp_path, run, steps=2, batch=2, words=12, score_words=3, score_steps=2)
+    assert (model.config['words'], model.config['max_letters'], model.config['look']) == (8000, 6, 'mint')
+    lists = splits()
+    scored = [w for w in lists['unseen'] if len(w) == 3][:3]
+    assert not set(scored) & set(lists['train'])
+    assert {'cer', 'cer_second', 'cer_shuffled'} <= history[0].keys() and history[-1]['held_out'] < history[0]['held_out']

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VERSION', 'FPS', 'HANDED', 'PALM', 'ANCHOR', 'PALM_SIZE', 'Z_SCALE', 'SAMPLES', 'STROKE', 'MOVES', 'LANGUAGES',
            'UNSUITABLE', 'BONE', 'SHOULDER', 'DOWN', 'FORWARD', 'HOLD', 'MOVE', 'SLIDE', 'FINGERS', 'CROPS', 'SKINS',
-           'SHIRTS', 'GROUNDS', 'WIDE', 'GIRTH', 'PALM_RING', 'AZ', 'HELD_OUT', 'root', 'save_npz', 'Clips', 'strip',
-           'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path', 'letter_motion',
-           'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude', 'load_lexicon',
-           'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas', 'draw_body',
-           'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs', 'random_words',
-           'odd_words', 'splits']
+           'SHIRTS', 'GROUNDS', 'WIDE', 'LOOKS', 'GIRTH', 'PALM_RING', 'AZ', 'HELD_OUT', 'root', 'save_npz', 'Clips',
+           'strip', 'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path',
+           'letter_motion', 'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude',
+           'load_lexicon', 'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas',
+           'draw_body', 'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs',
+           'random_words', 'odd_words', 'splits']
 
 # %% ../nbs/00_corpus.ipynb #003-00
 import csv, hashlib, json, multiprocessing, os, re, unicodedata, zipfile, zlib
@@ -397,6 +397,9 @@ WIDE = dict(skins=[(240,196,170),(228,178,140),(210,156,116),(184,130,92),(158,1
             shirts=[(44,44,52),(96,84,140),(150,104,60),(60,110,140),(110,116,70)],
             grounds=[(246,244,240),(214,220,228),(226,218,226),(206,212,206),(234,226,206)])
 
+LOOKS = dict(day=dict(skins=SKINS, shirts=SHIRTS, grounds=GROUNDS),        # what the shipped model learned from
+             mint=dict(skins=SKINS, shirts=[(176,48,140)], grounds=[(130,220,170)]))      # another studio, to fine-tune it to
+
 @dataclass(eq=False)
 class Style:
     "How one clip looks. The default is the neutral one."
@@ -415,9 +418,10 @@ class Style:
 def sample(cls:Style, rng, # numpy Generator
            wide=False,     # the other family: turned by 12 degrees, not 8, and in other colours; for those who judge
            tempo=0.,       # share of clips that hold their letters 4 or 5 frames
+           look='day',     # the colours, one of LOOKS; the other family has its own
           ) -> Style:
     "Draw a style. Nobody is ever mirrored: handedness is meaning."
-    colours = WIDE if wide else dict(skins=SKINS, shirts=SHIRTS, grounds=GROUNDS)
+    colours = WIDE if wide else LOOKS[look]
     colour = {k:v[rng.integers(len(v))] for k,v in colours.items()}
     return cls(rotation=tuple(rng.normal(0, 12 if wide else 8, 3).clip(-30,30)), scale=float(np.exp(np.clip(rng.normal(0,.06),-.12,.12))),
                shift=tuple(rng.normal(0,.03,2).clip(-.06,.06)), bones=rng.normal(0,.004,(21,3)).astype(np.float32),
@@ -549,9 +553,9 @@ def render(hand,         # (T,21,3) as `word_motion` gives it
 
 # %% ../nbs/00_corpus.ipynb #091-00
 def _clip(job) -> tuple: # (index, frames, letters, length) of one clip
-    language,word,i,seed,frames,size,crop,wide,tempo = job
+    language,word,i,seed,frames,size,crop,wide,tempo,look = job
     lex = load_lexicon(language)   # kept by the process
-    style = Style.sample(np.random.default_rng([seed, i, zlib.crc32(word.encode())]), wide, tempo)
+    style = Style.sample(np.random.default_rng([seed, i, zlib.crc32(word.encode())]), wide, tempo, look)
     hold = max(HOLD, min(style.hold, (frames-1-MOVE*(len(word)-1))//len(word)))   # slower only where the frames suffice
     hand,letters = word_motion(lex, word, frames, hold)
     return i, render(hand, size, crop, style), letters, frames_needed(word, hold)
@@ -566,12 +570,12 @@ def _map(jobs, workers): # results of `_clip` in any order
     finally: cv2.setNumThreads(threads)
 
 # %% ../nbs/00_corpus.ipynb #092-00
-def _spell(lex, words, frames, size, crop, seed, wide, tempo, workers, progress) -> Clips: # what `spell` does where no cache helps
+def _spell(lex, words, frames, size, crop, seed, wide, tempo, look, workers, progress) -> Clips: # what `spell` does where no cache helps
     n = len(words)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     workers = min(cores, 1+n*frames//1000) if workers is None else workers    # a second process pays from some 1,000 frames
     out,letters,lengths = np.empty((n,frames,size,size,3), np.uint8), np.empty((n,frames), np.int64), np.empty(n, np.int64)
-    jobs = ((lex.language, w, i, seed, frames, size, crop, wide, tempo) for i,w in enumerate(words))
+    jobs = ((lex.language, w, i, seed, frames, size, crop, wide, tempo, look) for i,w in enumerate(words))
     for i,f,l,m in tqdm(_map(jobs, workers), total=n, desc='spelling', disable=not progress): out[i],letters[i],lengths[i] = f,l,m
     return Clips(out, words, [f'{lex.language}-{seed}-{i}-{w}' for i,w in enumerate(words)], FPS, lengths, lex.language, letters, alphabet=lex.alphabet)
 
@@ -584,6 +588,7 @@ def spell(words,          # what to spell, one clip each
           language='ase', # ISO 639-3 code
           wide=False,     # the judges' style family
           tempo=0.,       # share of clips signed more slowly where the frames suffice
+          look='day',     # colours, one of `LOOKS`; the judges' family has its own
           workers=None,   # processes; None: as many cores as the work is worth
           cache=True,     # keep the set under outputs/cache, and re-use it when nothing changed
           progress=True,  # show a progress bar
@@ -593,11 +598,13 @@ def spell(words,          # what to spell, one clip each
     words = [lex.spellable(w) for w in ([words] if isinstance(words, str) else words)]
     if not words: raise ValueError('there are no words to spell')
     _check_render(size, crop)
+    if look not in LOOKS: raise ValueError(f'look {look!r} is unknown: choose {", ".join(LOOKS)}')
+    if wide and look!='day': raise ValueError(f'look {look!r} and wide=True exclude each other: the judges have colours of their own')
     for w in words: _check_fit(w, frames)
-    key = json.dumps([VERSION, zlib.crc32(lex.motion.tobytes()), lex.alphabet, words, frames, size, crop, seed, language, wide, tempo])
+    key = json.dumps([VERSION, zlib.crc32(lex.motion.tobytes()), lex.alphabet, words, frames, size, crop, seed, language, wide, tempo] + [look]*(look!='day'))
     path = root()/'outputs'/'cache'/f'{language}-{len(words)}x{frames}x{size}-{crop}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz'
     if cache and path.exists(): return Clips.load(path)
-    clips = _spell(lex, words, frames, size, crop, seed, wide, tempo, workers, progress)
+    clips = _spell(lex, words, frames, size, crop, seed, wide, tempo, look, workers, progress)
     if cache: clips.save(path)
     return clips
 

@@ -334,7 +334,7 @@ def clips_like(model, data:str=''): # a file of `Clips`, '' for the corpus -> `C
     c = model.config
     if data: clips = Clips.load(data)
     elif model.channels != 3: raise ValueError(f'this model works on latents of {model.channels} channels: give some of its size with --data clips.npz')
-    else: clips = spell(['HI', 'ZOE', 'CAB', 'JO'], 14, model.size, c.get('crop', 'hand'), 1, c.get('language') or 'ase', cache=False, progress=False)
+    else: clips = spell(['HI', 'ZOE', 'CAB', 'JO'], 14, model.size, c.get('crop', 'hand'), 1, c.get('language') or 'ase', cache=False, progress=False, look=c.get('look', 'day'))
     if clips.frames.shape[2:] != (model.size, model.size, model.channels): raise ValueError(f'clips of {clips.frames.shape[2]}x{clips.frames.shape[3]}x{clips.frames.shape[4]} do not fit a model of {model.size}x{model.size}x{model.channels}')
     return clips
 
@@ -349,9 +349,9 @@ def run_check(a) -> int: # 1 if a check fails
 
 # %% ../nbs/09_studio.ipynb #060-09
 def trained_on(path) -> dict: # arguments of `splits`, as training called it
-    "From the settings of the run that a checkpoint lies in, or from the checkpoint's own configuration."
-    run = Path(path).parent/'settings.json'
-    s = json.loads(run.read_text()) if run.exists() else config_of(path)
+    "From the checkpoint's own configuration, or from the settings of the run that it lies in."
+    s, run = config_of(path), Path(path).parent/'settings.json'
+    if 'words' not in s and run.exists(): s = json.loads(run.read_text())
     return dict(train=s.get('words', 8000), max_letters=s.get('max_letters', 6))
 
 def real_clips(c:dict, # the model's configuration
@@ -364,7 +364,7 @@ def real_clips(c:dict, # the model's configuration
     known = splits(seed=0, test=500 if trained['train'] >= 500 else 16, **trained)['train']         # as 05_train draws them
     lists = {k: [w for w in v if w not in set(known)][:n] for k, v in splits(seed=0, test=500, **trained).items() if k != 'train'} | dict(seen=known[:n])
     T = max(c['frames'], frames_needed('A'*trained['max_letters']))
-    real = lambda words, seed, T=T: spell(words, T, c['size'], c['crop'], seed, progress=False)
+    real = lambda words, seed, T=T: spell(words, T, c['size'], c['crop'], seed, progress=False, look=c.get('look', 'day'))
     near = sorted({known[i] for i in nearest(lists['unseen'], known)})
     return {k: real(lists[k], 11, max(T, *map(frames_needed, lists[k]))) for k in ('seen', 'unseen', 'pairs', 'long')}, real(near, 12)
 
@@ -381,7 +381,7 @@ def run_evaluate(a) -> None:
     path, model = find_checkpoint(a.checkpoint), load_video(a.checkpoint, dev); c = model.config
     if c.get('language') != 'ase': raise ValueError(f'{path} signs {c.get("language") or "an unknown language"}; the readers know ase only')
     clips, near = real_clips(c, trained_on(path), a.words)
-    def renderer(texts, frames): return spell(texts, frames, c['size'], c['crop'], 13, progress=False).frames
+    def renderer(texts, frames): return spell(texts, frames, c['size'], c['crop'], 13, progress=False, look=c.get('look', 'day')).frames
     board = scoreboard(partial(generate, model, steps=a.steps, guidance=a.guidance, progress=sys.stderr.isatty()), readers, clips, near, renderer)
     print(board.round(3).to_string())
     if a.out: Path(a.out).parent.mkdir(parents=True, exist_ok=True); board.to_csv(a.out)

@@ -607,7 +607,7 @@ def training_capability(trainer:Trainer, # its model is trained
         loss = tr.loss(*piece).mean(); loss.backward()
         seen |= {k for k, p in tr.params.items() if p.grad is not None and p.grad.abs().max() > 0}
         norms = {k: v**.5 for k, v in by_part({k: float(p.grad.pow(2).sum()) for k, p in tr.params.items() if p.grad is not None}).items()}
-        for group in tr.optimizer.param_groups: group['lr'] = group['share']*tr.recipe.lr
+        for group in tr.optimizer.param_groups: group['lr'] = group['share']*tr.recipe.lr*(i + 1)/steps
         tr.guard.step(tr.optimizer, loss, tr.recipe.clip, i); tr.optimizer.step(); tr.optimizer.zero_grad()
         losses.append(loss.item())
     dead, total, text = sorted(set(tr.params) - seen), sum(n**2 for n in norms.values())**.5, lambda d, form: ', '.join(f'{k} {form.format(v)}' for k, v in d.items())
@@ -615,7 +615,7 @@ def training_capability(trainer:Trainer, # its model is trained
         Check('trainable', text(share, '{:.0%}'), True, 'what you did not freeze', 'unfreeze, or load what you freeze'),
         Check('without a gradient', f'{len(dead)} of {len(tr.params)} tensors' + (f', such as {dead[0]}' if dead else ''), not dead, 'none', 'two zero layers in a row, or a branch that is not used: find why before training'),
         Check('gradient norms by part', text(norms, '{:.2g}'), math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3', 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer'),
-        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {losses[-1]:.3f}', losses[-1] < 0.9*losses[0], 'falls by a tenth at least', ('lower' if losses[-1] > losses[0] else 'raise') + ' the learning rate; check that data and objective fit each other')]
+        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {min(losses):.3f} at best, {losses[-1]:.3f} at last', min(losses) < 0.9*losses[0], 'falls by a tenth at least', ('lower' if losses[-1] > losses[0] else 'raise') + ' the learning rate; check that data and objective fit each other')]
 
 def preflight(trainer:Trainer, # before its first step; left as it is
               batches:Batches, items:int=4, steps:int=15) -> list[Check]:
@@ -659,7 +659,7 @@ def start_run(folder:Path, settings:dict) -> None:
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
-          free=('run', 'resume', 'minutes', 'device', 'log_every', 'sample_every', 'score_words', 'keep', 'processes', 'accumulation', 'frame_chunk', 'fit_memory'), # may differ from call to call
+          free=('run', 'resume', 'minutes', 'device', 'log_every', 'sample_every', 'score_words', 'score_steps', 'keep', 'processes', 'accumulation', 'frame_chunk', 'fit_memory'), # may differ from call to call
          ) -> dict: # settings to use
     "The settings of a resumed run. Raises ValueError naming those that were given and differ from the saved ones."
     saved = json.loads((folder/'settings.json').read_text())
