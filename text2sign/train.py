@@ -180,7 +180,6 @@ class Trainer:
         params = {k: p for k, p in model.named_parameters() if p.requires_grad}
         if not params: raise ValueError('nothing to train: every parameter is frozen; freeze fewer')
         self.model, self.objective, self.recipe, self.params, self.accelerator = model, objective, recipe, params, accelerator
-        self.net = accelerator.prepare_model(model) if accelerator else model        # what is called; its gradients are those of all processes
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
@@ -237,11 +236,11 @@ def publish(folder, # of a finished run
 
 # %% ../nbs/05_train.ipynb #034-05
 @patch
-def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor, net=None) -> Tensor: # (B,)
+def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor) -> Tensor: # (B,)
     "One loss for each item."
     kwargs = dict(frame_chunk=self.recipe.frame_chunk or None) if isinstance(self.model, VideoDiT) else {}
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bf16'):
-        out = (net or self.net)(self.objective.noised(x, eps, t), t, cond, **kwargs)
+        out = self.model(self.objective.noised(x, eps, t), t, cond, **kwargs)
     return self.objective.loss(out, x, eps, t)
 
 @patch
@@ -260,18 +259,25 @@ def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x,
 def passes(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are in the parameters
     "Forward and backward, piece by piece."
     total = 0
-    for i, piece in enumerate(pieces):
-        with self.accelerator.no_sync(self.net) if self.world > 1 and i < len(pieces) - 1 else nullcontext():      # processes exchange gradients once a step
-            part = self.loss(*piece).mean()/len(pieces)
-            part.backward()
+    for piece in pieces:
+        part = self.loss(*piece).mean()/len(pieces)
+        part.backward()
         total = total + part.detach()
     return total
+
+@patch
+def meet(self:Trainer, total:Tensor) -> Tensor: # the loss of this process -> of all
+    "Average loss and gradients over the processes, in a single exchange."
+    grads = [p.grad for p in self.params.values() if p.grad is not None]
+    flat = self.accelerator.reduce(torch.cat([total.view(1), *(g.flatten() for g in grads)]), 'mean')
+    torch._foreach_copy_(grads, [new.view_as(g) for g, new in zip(grads, flat[1:].split([g.numel() for g in grads]))])
+    return flat[0]
 
 @patch
 def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss, gradient norm before clipping; with `parts` also the norm of each part of the model. All on the device
     "One optimiser step."
     total = (self.recorded or self.passes)(self.draw(batches, self.step))
-    if self.world > 1: total = self.accelerator.reduce(total, 'mean')
+    if self.world > 1: total = self.meet(total)
     for group in self.optimizer.param_groups: group['lr'] = group['share']*self.recipe.lr_at(self.step)
     row = dict(loss=total, norm=self.guard.step(self.optimizer, total, self.recipe.clip, self.step))
     if parts: row |= {f'norm of {part}': square.sqrt() for part, square in by_part({k: p.grad.pow(2).sum() for k, p in self.params.items() if p.grad is not None}).items()}
@@ -366,7 +372,7 @@ def fits(tr:Trainer, batches:Batches) -> bool:
     room, ok = [], True
     try:
         if not tr.optimizer.state: room = [torch.empty_like(p) for p in tr.params.values() for _ in range(2)]
-        tr.loss(*tr.draw(batches, 0)[0], net=tr.model).mean().backward()
+        tr.loss(*tr.draw(batches, 0)[0]).mean().backward()
     except torch.OutOfMemoryError: ok = False
     del room
     tr.optimizer.zero_grad(set_to_none=True)
@@ -409,7 +415,7 @@ class Recorded:
         with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # compiles, and loads what cannot be loaded while recording
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph): self.total = tr.passes(pieces)
+        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.total = tr.passes(pieces)
         self.grads = {p: p.grad for p in tr.params.values()}
         tr.optimizer.zero_grad(set_to_none=True)
 
@@ -426,7 +432,7 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
     try:
-        if tr.device.type == 'cuda' and tr.world == 1 and not tr.recipe.frame_chunk: tr.recorded = Recorded(tr, tr.draw(batches, tr.step))
+        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = Recorded(tr, tr.draw(batches, tr.step))
         else: tr.passes(tr.draw(batches, tr.step)[:1]); tr.optimizer.zero_grad(set_to_none=True)
     except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
     if tr.device.type == 'cuda': torch.cuda.synchronize()
@@ -452,7 +458,7 @@ def fit(tr:Trainer,
     if took and first: print(f'{stage}: kernels compiled in {took:.0f} s', flush=True)
     def replay(step):
         names = [batches.names[i] for i in batches.items(step).tolist()] if not batches.stills and tr.recipe.accumulation*tr.world == 1 else None
-        return first_nonfinite(tr.model, step, names=names, loss=lambda s: sum(tr.loss(*piece, net=tr.model).mean() for piece in tr.draw(batches, s)))
+        return first_nonfinite(tr.model, step, names=names, loss=lambda s: sum(tr.loss(*piece).mean() for piece in tr.draw(batches, s)))
     def note(row, shown={}, left=0):                                # for people: the history, a line, alarms, whoever watches
         tr.history.append(row)
         print(line(stage, row, unit, total, left), flush=True)
