@@ -32,7 +32,7 @@ def trained(tmp_path, run, **parameters):
 
 
 def test_release_checkpoint(tmp_path, run):
-    "A pickle in the release's layout (here narrow) goes into a video model of latents, every tensor accounted for."
+    "A pickle in the release's layout (here narrow) goes into a video model of latents, every tensor accounted for; two processes train it."
     torch.manual_seed(0)
     dit = DiT(size=32, patch=2, channels=4, width=64, depth=2, heads=1, classes=1000, learn_sigma=True)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_release_checkpoint(tmp_path, run):
     torch.save(dict(ema=dit.state_dict(), args=argparse.Namespace(model='TinyDiT')), tmp_path/'release.pt')
     latents = np.random.default_rng(0).standard_normal((12, 3, 32, 32, 4)).astype(np.float16)
     Clips(latents, [f'word {i}' for i in range(12)]).save(tmp_path/'latents.npz')
-    model, history, said = trained(tmp_path, run, stage='video', pretrained=str(tmp_path/'release.pt'), data=str(tmp_path/'latents.npz'), batch=2, steps=2, lr=1e-4)
+    model, history, said = trained(tmp_path, run, stage='video', pretrained=str(tmp_path/'release.pt'), data=str(tmp_path/'latents.npz'), batch=2, steps=2, lr=1e-4, processes=2)
     assert (model.learn_sigma, model.classes, model.config['objective'], model.channels) == (True, 1000, 'epsilon', 4)
     assert f'{len(dit.state_dict())} copied' in said and 'dropped' not in said.split(' copied')[1][:40]
     assert all(np.isfinite(row['held_out']) for row in history if 'held_out' in row) and history[-1]['step'] == 2
