@@ -26,7 +26,7 @@ from .surgery import load
 from .train import pick_precision
 
 # %% ../nbs/06_sample.ipynb #005-06
-SAMPLERS = dict(flow=('unipc', 'dpm++', 'euler', 'heun'), epsilon=('unipc', 'dpm++', 'ddim'))       # of each objective; the first is 'auto'
+SAMPLERS = dict(flow=('dpm++', 'unipc', 'euler', 'heun'), epsilon=('unipc', 'dpm++', 'ddim'))       # of each objective; the first is 'auto'
 
 def scheduler(objective, # `Flow` or `Epsilon`
               steps:int, # 1 or more
@@ -53,7 +53,7 @@ def scheduler(objective, # `Flow` or `Epsilon`
 def denoise(predict, # (x, t (B,)) -> the model's answer
             objective, # `Flow` or `Epsilon`: what that answer means
             noise:Tensor, # (B, ..., C, H, W) standard normal
-            steps:int=20, # of the sampler; one of Heun's takes two model calls (the last takes one)
+            steps:int=12, # of the sampler; one of Heun's takes two model calls (the last takes one)
             each=None, # called after every model call as each(i, x, x0): progress, pictures
             sampler:str='auto', # one of `SAMPLERS` for this objective
            ) -> Tensor: # like noise: the clean clip
@@ -151,16 +151,16 @@ def spellable(text:str, alphabet:str) -> str:
         if alphabet and ch not in alphabet: raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {alphabet}')
     return text
 
-def clip_frames(config:dict, texts:list[str]) -> int:
-    "Frames of a batch of texts: the model's own number, and for one with an alphabet what the longest text needs."
-    return max([config.get('frames', 16)] + [frames_needed(t) for t in texts if config.get('alphabet')])
+def clip_frames(config:dict, text:str) -> int:
+    "Frames of a text's clip: what its letters need, and without letters the model's own number."
+    return frames_needed(text) if text and config.get('alphabet') else config.get('frames', 16)
 
 # %% ../nbs/06_sample.ipynb #033-06
 @torch.no_grad()
 def generate(model:VideoDiT,
              texts:list[str], # what to sign, one clip each
-             frames:int|None=None, # T; default: the model's own, or what the longest text needs
-             steps:int=20, # of the sampler
+             frames:int|None=None, # T of all clips; default: each as long as its text needs, see `clip_frames`
+             steps:int=12, # of the sampler
              guidance:float=2.0, # 1: the model as it is
              seed:int=0, # same seed, same bytes
              sampler:str='auto', # one of `SAMPLERS` for the model's objective
@@ -177,28 +177,29 @@ def generate(model:VideoDiT,
     if isinstance(texts, str) or not texts: raise ValueError(f"texts is {texts!r}: give a list of at least one, such as ['ZOE']")
     config, device, texts = model.config, model.pos_embed.device, [spellable(text, model.config.get('alphabet', '')) for text in texts]
     obj, pixels, half = objective(config.get('objective', 'flow'), model.learn_sigma), decoder(model, frame_chunk), pick_precision(precision, device) == 'bf16'
-    shape = (clip_frames(config, texts) if frames is None else frames, model.channels, model.size, model.size)
-    if min(shape[0], batch) < 1: raise ValueError(f'frames is {shape[0]} and batch {batch}: at least 1 is needed of both')
-    calls = len(scheduler(obj, steps, sampler).timesteps)
-    total, out = calls*-(-len(texts)//batch), []
+    lengths = [clip_frames(config, text) if frames is None else frames for text in texts]
+    if min(*lengths, batch) < 1: raise ValueError(f'frames is {frames} and batch {batch}: at least 1 is needed of both')
+    alike = {T: [i for i, other in enumerate(lengths) if other == T] for T in sorted(set(lengths))}      # what is made together is equally long
+    parts = [same[at:at+batch] for same in alike.values() for at in range(0, len(same), batch)]
+    calls, out = len(scheduler(obj, steps, sampler).timesteps), {}
     for block in model.blocks if compile else []: block.compile()
     def ask(*args, **kwargs):
         with torch.autocast(device.type, torch.bfloat16, enabled=half): return model(*args, **kwargs)
-    with tqdm(total=total, desc='sampling', disable=not progress) as bar:
+    with tqdm(total=calls*len(parts), desc='sampling', disable=not progress) as bar:
         def told(i, x, x0):
             bar.update()
-            if each: each(len(out)*calls + i + 1, total, x0)
-        for start in range(0, len(texts), batch):
-            part = texts[start:start+batch]
-            tokens, mask = model.encode(part + ['']*len(part))
+            if each: each(done + i + 1, calls*len(parts), x0)
+        for done, part in zip(range(0, calls*len(parts), calls), parts):
+            tokens, mask = model.encode([texts[i] for i in part] + ['']*len(part))
             predict = guided(ask, *zip(tokens.chunk(2), mask.chunk(2)), guidance, interval, rescale, frame_chunk=frame_chunk)
-            out.append(pixels(denoise(predict, obj, noise_like(shape, range(start, start + len(part)), seed, device), steps, told, sampler)))
-    return np.concatenate(out)
+            noise = noise_like((lengths[part[0]], model.channels, model.size, model.size), part, seed, device)
+            out |= zip(part, pixels(denoise(predict, obj, noise, steps, told, sampler)))
+    return np.stack([np.pad(out[i], ((0, max(lengths) - T), *[(0, 0)]*3), mode='edge') for i, T in enumerate(lengths)])
 
 # %% ../nbs/06_sample.ipynb #034-06
 @torch.no_grad()
 def generate_stills(model:DiT, labels:Tensor, # (B,) classes
-                    steps:int=20, guidance:float=2.0, seed:int=0) -> np.ndarray: # uint8 (B, H, W, 3)
+                    steps:int=12, guidance:float=2.0, seed:int=0) -> np.ndarray: # uint8 (B, H, W, 3)
     "Images of the given classes: what the image stage has learned."
     device, pixels = model.pos_embed.device, decoder(model)
     labels, obj = labels.to(device), objective(model.config.get('objective', 'flow'), model.learn_sigma)

@@ -81,7 +81,7 @@ def controls(choices:dict, # label -> checkpoint
     import ipywidgets as w
     wide, narrow = dict(layout=w.Layout(width='24em'), style=dict(description_width='6em')), dict(layout=w.Layout(width='11em'), style=dict(description_width='6em'))
     return dict(text=w.Text('CAB', description='Text', placeholder='a word to spell', **wide), checkpoint=w.Dropdown(options=list(choices.items()), description='Checkpoint', **wide),
-                seed=w.IntText(0, description='Seed', **narrow), steps=w.IntText(20, description='Steps', **narrow), guidance=w.FloatText(2., step=.5, description='Guidance', **narrow))
+                seed=w.IntText(0, description='Seed', **narrow), steps=w.IntText(12, description='Steps', **narrow), guidance=w.FloatText(2., step=.5, description='Guidance', **narrow))
 
 # %% ../nbs/09_studio.ipynb #020-09
 class Panel:
@@ -301,7 +301,7 @@ def run_render(a) -> None:
     from text2sign.corpus import frames_needed, spell
     paths = places(a.words, a.out)
     clips = spell(a.words, a.frames or max(map(frames_needed, a.words)), a.size, a.crop, a.seed, a.language, cache=False, progress=False)
-    for p, clip, word in zip(paths, clips.frames, clips.texts): put(p, clip, fps=clips.fps, about=dict(text=word, seed=a.seed, language=a.language, crop=a.crop, source='rendered'))
+    for p, clip, word in zip(paths, clips.frames, clips.texts): put(p, clip[:a.frames or frames_needed(word)], fps=clips.fps, about=dict(text=word, seed=a.seed, language=a.language, crop=a.crop, source='rendered'))
 
 def words_of(a) -> list: # --text and --texts together
     lines = Path(a.texts).read_text(encoding='utf-8').splitlines() if a.texts else []
@@ -310,13 +310,13 @@ def words_of(a) -> list: # --text and --texts together
     return words
 
 def run_sample(a) -> None:
-    from text2sign.sample import generate
+    from text2sign.sample import clip_frames, generate
     from text2sign.train import pick_device
     texts = words_of(a)
     paths, model = places(texts, a.out), load_video(a.checkpoint, pick_device(a.device))
     clips = generate(model, texts, frames=a.frames, steps=a.steps, guidance=a.guidance, seed=a.seed, sampler=a.sampler, progress=sys.stderr.isatty())
     for p, clip, text in zip(paths, clips, texts):
-        put(p, clip, fps=model.config.get('fps', 12), height=a.height, speed=a.speed, about=dict(text=text, seed=a.seed, steps=a.steps, guidance=a.guidance, sampler=a.sampler, checkpoint=str(a.checkpoint)))
+        put(p, clip[:a.frames or clip_frames(model.config, text)], fps=model.config.get('fps', 12), height=a.height, speed=a.speed, about=dict(text=text, seed=a.seed, steps=a.steps, guidance=a.guidance, sampler=a.sampler, checkpoint=str(a.checkpoint)))
 
 # %% ../nbs/09_studio.ipynb #058-09
 def video_model(path): # -> `VideoDiT`; an image checkpoint is grafted into one, and the report printed
@@ -450,7 +450,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionH
 
 def add_sampling(p) -> None: # the arguments that `sample` and `evaluate` share
     p.add_argument('--checkpoint', default='fs-ase', metavar='NAME', help='a file, a name in checkpoints/, or a run such as latest')
-    p.add_argument('--steps', type=int, default=20, help='of the sampler')
+    p.add_argument('--steps', type=int, default=12, help='of the sampler')
     p.add_argument('--guidance', type=float, default=2., help='how strongly to follow the text; 1: the model as it is')
     p.add_argument('--device', default='auto', metavar='NAME', help='cpu, cuda, or auto: a GPU if there is one')
 
