@@ -1,5 +1,5 @@
 """Training in processes of its own: killed at random moments it ends as if it had been left alone; two processes compute what one does."""
-import multiprocessing, time
+import multiprocessing, os, signal, time
 
 import numpy as np
 import pytest
@@ -65,3 +65,23 @@ def test_two_processes(tmp_path, accumulation):
     two = finished(tmp_path/'two', steps=6, processes=2, accumulation=accumulation)
     one = finished(tmp_path/'one', steps=6, accumulation=2*accumulation)
     assert max((two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')) < 2e-5
+
+
+def test_interrupted_processes(tmp_path):
+    "Ctrl-C reaches both processes once: they finish a step, save and end."
+    process = run(folder=tmp_path/'two', steps=400, processes=2)
+    while not states(tmp_path/'two', 'video'): time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 1                                                # KeyboardInterrupt
+    step = int(states(tmp_path/'two', 'video')[-1].stem.split('-')[-1])
+    assert 0 < step < 400 and (tmp_path/'two'/'video.safetensors').exists()
+
+
+def test_mistake_in_a_process(tmp_path):
+    "What is wrong in one of the processes is said in one line by the one that started them."
+    import torch
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(ValueError, match='^batch 4 does not divide into 3 equal pieces'): train(folder=tmp_path, steps=6, processes=3)
+    finally: torch.set_num_threads(threads)

@@ -153,7 +153,8 @@ def spellable(text:str, alphabet:str) -> str:
 
 def clip_frames(config:dict, text:str) -> int:
     "Frames of a text's clip: what its letters need, and without letters the model's own number."
-    return frames_needed(text) if text and config.get('alphabet') else config.get('frames', 16)
+    letters = config.get('alphabet', '')
+    return frames_needed(spellable(text, letters)) if text and letters else config.get('frames', 16)
 
 # %% ../nbs/06_sample.ipynb #033-06
 @torch.no_grad()
@@ -171,7 +172,7 @@ def generate(model:VideoDiT,
              precision:str='auto', # of the model: auto, bf16, fp32; the steps between its answers are fp32 always
              each=None, # called after every model call as each(done, total, x0 (b, T, C, H, W)), over all batches
              progress:bool=False, # show a bar
-             compile:bool=False, # the model's blocks: costs a minute, pays on a GPU for hundreds of clips
+             compile:bool=False, # the model's blocks: costs a minute for each length (give `frames`), pays on a GPU for hundreds of clips
             ) -> np.ndarray: # uint8 (N, T, H, W, 3)
     "Texts become clips. Raises ValueError for a text that the model's alphabet cannot spell, settings that do not fit the model, and NaN."
     if isinstance(texts, str) or not texts: raise ValueError(f"texts is {texts!r}: give a list of at least one, such as ['ZOE']")

@@ -494,8 +494,9 @@ def fit(tr:Trainer,
                 tr.guard.check(replay)                              # nothing is saved of a run that is to be stopped
                 tr.save(folder, stage, keep); saved = time.perf_counter()
             if stop: break
-    if asked(): print(f'{stage}: interrupted at step {tr.step}; saved in {folder}', flush=True); raise KeyboardInterrupt
-    if tr.step < total: print(f'{stage}: out of time at step {tr.step} of {total}; saved in {folder}', flush=True)
+    if asked() and first: print(f'{stage}: interrupted at step {tr.step}; saved in {folder}', flush=True)
+    if asked(): raise KeyboardInterrupt
+    if tr.step < total and first: print(f'{stage}: out of time at step {tr.step} of {total}; saved in {folder}', flush=True)
     return tr.history
 
 @patch
@@ -570,29 +571,41 @@ def curves(histories:dict, # stage -> history
 # %% ../nbs/05_train.ipynb #072-05
 class ByValue:
     "A function that a new process can unpickle although no module has it."
-    def __init__(self, function): self.function = function
-    def __reduce__(self):
+    def __init__(self, function):
         import cloudpickle, copyreg
         copyreg.pickle(type(torch.classes), lambda _: (getattr, (torch, 'classes')))         # cloudpickle takes `model.classes` for this module, which cannot be pickled
-        return cloudpickle.loads, (cloudpickle.dumps(self.function),)
+        self.loads, self.data = cloudpickle.loads, cloudpickle.dumps(function)
+    def __reduce__(self): return self.loads, (self.data,)
 
 def launch(job, # called in every process as job(accelerator)
            processes:int, # GPUs to use; on a machine without, CPU processes that share its cores
           ) -> None:
-    "Run a function in several new processes of this machine. Raises ValueError for more GPUs than there are."
+    "Run a function in several new processes of this machine. An interruption is passed on to them. Raises ValueError for more GPUs than there are, and what a process raised."
     from accelerate import Accelerator
     from accelerate.utils import PrepareForLaunch, patch_environment
-    from torch.multiprocessing import start_processes
+    from torch.multiprocessing import ProcessRaisedException, start_processes
     gpus, threads = torch.cuda.device_count(), max(1, torch.get_num_threads()//processes)
     if gpus and processes > gpus: raise ValueError(f'processes={processes}, but this machine has {gpus} GPU{"s"*(gpus > 1)}')
     def run():
-        torch.set_num_threads(threads)
+        os.setpgrp()                                                # hears of an interruption once: from the process that started it
         accelerator = Accelerator(cpu=not gpus)
+        torch.set_num_threads(threads)
         job(accelerator)
         accelerator.wait_for_everyone(); accelerator.end_training()
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]          # one that is free
-    here = dict(world_size=processes, master_addr='127.0.0.1', master_port=port) | ({} if gpus else dict(accelerate_use_cpu='yes', gloo_socket_ifname='lo'))
-    with patch_environment(**here): start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, start_method='spawn')
+    here = dict(world_size=processes, local_world_size=processes, master_addr='127.0.0.1', master_port=port)
+    here |= ({} if gpus else dict(accelerate_use_cpu='yes')) | (dict(gloo_socket_ifname='lo') if sys.platform == 'linux' else {})
+    with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
+    asked, done = 0, False
+    while not done:
+        try: done = started.join()
+        except KeyboardInterrupt:
+            asked += 1
+            for pid in started.pids(): os.kill(pid, signal.SIGINT)
+        except ProcessRaisedException as e:
+            kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
+            raise (ValueError(said) if kind == 'ValueError' else e) from None
+    if asked: raise KeyboardInterrupt
 
 # %% ../nbs/05_train.ipynb #076-05
 @dataclass
