@@ -19,6 +19,7 @@ def train(folder, steps, save_minutes=0., processes=1, accumulation=1):
     from text2sign.dit import VideoDiT
     from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, launch
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # what a shell starts in the background ignores Ctrl-C
     rng = np.random.default_rng(0)
     clips = Clips(rng.integers(0, 255, (6, 5, 32, 32, 3), dtype=np.uint8), list('ABCDEF'))
 
