@@ -231,7 +231,9 @@ def publish(folder, # of a finished run
         out.append(save_tensors(path.with_name(f'{name}.safetensors'), halves, config | dict(card=card)))
         if states(folder, stage): curves[stage] = read_checkpoint(states(folder, stage)[-1])[1]['history']
     if not out: raise FileNotFoundError(f'no image.safetensors or video.safetensors in {folder}: train first')
-    path.with_suffix('.json').write_text(json.dumps(dict(settings=json.loads((folder/'settings.json').read_text()), history=curves)))
+    part = path.with_name(f'.{path.name}.json.part')
+    part.write_text(json.dumps(dict(settings=json.loads((folder/'settings.json').read_text()), history=curves)))
+    part.replace(path.with_suffix('.json'))
     return out + [path.with_suffix('.json')]
 
 # %% ../nbs/05_train.ipynb #034-05
