@@ -69,7 +69,7 @@ def test_two_processes(tmp_path, accumulation):
 
 
 def test_interrupted_processes(tmp_path):
-    "Ctrl-C reaches both processes once: they finish a step, save and end."
+    "Ctrl-C reaches both processes: they end before their last step, with a state to go on from."
     process = run(folder=tmp_path/'two', steps=400, processes=2)
     while not states(tmp_path/'two', 'video'): time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)

@@ -268,7 +268,7 @@ def passes(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are 
     return total
 
 @patch
-def meet(self:Trainer, total:Tensor) -> Tensor: # the loss of this process -> of all
+def all_reduce(self:Trainer, total:Tensor) -> Tensor: # the loss of this process -> of all
     "Average loss and gradients over the processes, in a single exchange."
     grads = [p.grad for p in self.params.values() if p.grad is not None]
     flat = self.accelerator.reduce(torch.cat([total.view(1), *(g.flatten() for g in grads)]), 'mean')
@@ -279,7 +279,7 @@ def meet(self:Trainer, total:Tensor) -> Tensor: # the loss of this process -> of
 def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss, gradient norm before clipping; with `parts` also the norm of each part of the model. All on the device
     "One optimiser step."
     total = (self.recorded or self.passes)(self.draw(batches, self.step))
-    if self.world > 1: total = self.meet(total)
+    if self.world > 1: total = self.all_reduce(total)
     for group in self.optimizer.param_groups: group['lr'] = group['share']*self.recipe.lr_at(self.step)
     row = dict(loss=total, norm=self.guard.step(self.optimizer, total, self.recipe.clip, self.step))
     if parts: row |= {f'norm of {part}': square.sqrt() for part, square in by_part({k: p.grad.pow(2).sum() for k, p in self.params.items() if p.grad is not None}).items()}
@@ -417,7 +417,7 @@ class Recorded:
         with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # compiles, and loads what cannot be loaded while recording
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.total = tr.passes(pieces)
+        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.total = tr.passes(pieces)      # other threads, such as NCCL's, may ask the device meanwhile
         self.grads = {p: p.grad for p in tr.params.values()}
         tr.optimizer.zero_grad(set_to_none=True)
 
@@ -598,12 +598,13 @@ def launch(job, # called in every process as job(accelerator)
     here = dict(world_size=processes, local_world_size=processes, master_addr='127.0.0.1', master_port=port)
     here |= ({} if gpus else dict(accelerate_use_cpu='yes')) | (dict(gloo_socket_ifname='lo') if sys.platform == 'linux' else {})
     with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
-    asked, done = 0, False
+    asked = done = False
     while not done:
         try: done = started.join()
         except KeyboardInterrupt:
-            asked += 1
-            for pid in started.pids(): os.kill(pid, signal.SIGINT)
+            asked = True
+            for process in started.processes:
+                if process.is_alive(): os.kill(process.pid, signal.SIGINT)
         except ProcessRaisedException as e:
             kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
             raise (ValueError(said) if kind == 'ValueError' else e) from None
