@@ -160,7 +160,7 @@ def clip_frames(config:dict, text:str) -> int:
 @torch.no_grad()
 def generate(model:VideoDiT,
              texts:list[str], # what to sign, one clip each
-             frames:int|None=None, # T of all clips; default: each as long as its text needs, see `clip_frames`
+             frames:int|None=None, # T of all clips; default: each as long as its text needs, see `clip_frames`, cut from one that is as long as those in training
              steps:int=12, # of the sampler
              guidance:float=2.0, # 1: the model as it is
              seed:int=0, # same seed, same bytes
@@ -180,7 +180,8 @@ def generate(model:VideoDiT,
     obj, pixels, half = objective(config.get('objective', 'flow'), model.learn_sigma), decoder(model, frame_chunk), pick_precision(precision, device) == 'bf16'
     lengths = [clip_frames(config, text) if frames is None else frames for text in texts]
     if min(*lengths, batch) < 1: raise ValueError(f'frames is {frames} and batch {batch}: at least 1 is needed of both')
-    alike = {T: [i for i, other in enumerate(lengths) if other == T] for T in sorted(set(lengths))}      # what is made together is equally long
+    made = [max(T, config.get('frames', T)) if frames is None else T for T in lengths]          # a shorter clip than training showed is torn at its end
+    alike = {T: [i for i, other in enumerate(made) if other == T] for T in sorted(set(made))}      # what is made together is equally long
     parts = [same[at:at+batch] for same in alike.values() for at in range(0, len(same), batch)]
     calls, out = len(scheduler(obj, steps, sampler).timesteps), {}
     for block in model.blocks if compile else []: block.compile()
@@ -193,9 +194,9 @@ def generate(model:VideoDiT,
         for done, part in zip(range(0, calls*len(parts), calls), parts):
             tokens, mask = model.encode([texts[i] for i in part] + ['']*len(part))
             predict = guided(ask, *zip(tokens.chunk(2), mask.chunk(2)), guidance, interval, rescale, frame_chunk=frame_chunk)
-            noise = noise_like((lengths[part[0]], model.channels, model.size, model.size), part, seed, device)
+            noise = noise_like((made[part[0]], model.channels, model.size, model.size), part, seed, device)
             out |= zip(part, pixels(denoise(predict, obj, noise, steps, told, sampler)))
-    return np.stack([np.pad(out[i], ((0, max(lengths) - T), *[(0, 0)]*3), mode='edge') for i, T in enumerate(lengths)])
+    return np.stack([np.pad(out[i][:T], ((0, max(lengths) - T), *[(0, 0)]*3), mode='edge') for i, T in enumerate(lengths)])
 
 # %% ../nbs/06_sample.ipynb #034-06
 @torch.no_grad()

@@ -142,6 +142,8 @@ class Recipe:
         self.betas = tuple(self.betas)
         if self.steps < 1: raise ValueError(f'steps is {self.steps}: at least 1 is needed')
         if not self.lr > 0: raise ValueError(f'lr is {self.lr}: give a positive learning rate')
+        if self.precision not in ('bf16', 'fp32'): raise ValueError(f'precision is {self.precision!r}: bf16 and fp32 can be trained in')
+        if min(self.warmup, self.accumulation) < 1 or self.frame_chunk < 0 or not 0 <= self.ema < 1: raise ValueError(f'warmup is {self.warmup}, accumulation {self.accumulation} (at least 1), frame_chunk {self.frame_chunk} (at least 0), ema {self.ema} (0 to 1)')
         if not self.clip > 0: raise ValueError(f'clip is {self.clip}: give a positive norm, inf for no clipping')
 
     def lr_at(self, step:int) -> float:
@@ -310,7 +312,7 @@ def line(stage:str, row:dict, unit:str, total:int, left:float) -> str:
     "What a person wants to know at a log step, in one line."
     shown = [f'{stage} {row["step"]:>5}/{total}']
     for k, form in dict(loss='loss {:.4f}', held_out='held-out {:.4f}', cer='CER {:.1%}', norm='|grad| {:.2f}', lr='lr {:.1e}', speed='{:.1f} ' + unit + '/s', chip='{:.0%} of chip', memory='{:.1f} GiB', skipped='{} skipped').items():
-        if row.get(k): shown.append(form.format(row[k]))
+        if k in row and (row[k] or k == 'cer'): shown.append(form.format(row[k]))
     return '  '.join(shown + ([f'{clock(left)} left'] if left else []))
 
 # %% ../nbs/05_train.ipynb #039-05
@@ -355,7 +357,7 @@ def spread(clips) -> float: # uint8 clips of equal shape -> gray levels
 def alarms(history:list[dict], # rows of the log so far
           ) -> dict: # kind -> message with a suggestion
     "What looks wrong in a run."
-    found, looks, norms = {}, [r for r in history if 'held_out' in r], [r['norm'] for r in history if 'norm' in r]
+    found, looks, norms = {}, [r for r in history if 'held_out' in r], [r['norm'] for r in history if math.isfinite(r.get('norm', math.nan))]
     last, usual = history[-1], float(np.median(norms[:-2])) if len(norms) > 4 else 0.
     if not math.isfinite(last.get('held_out', 0.)): found['held out'] = 'the held-out loss is not a number: check the held-out clips (check_data), then the weights (first_nonfinite)'
     if last['step'] >= 200 and 'held_out' in last and last['held_out'] > 0.98*looks[0]['held_out']:
