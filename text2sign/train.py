@@ -474,6 +474,7 @@ def fit(tr:Trainer,
     if first and tr.step == 0:
         numbers, shown = tr.look(held_out, preview, score)
         note(dict(step=0) | numbers, shown)
+    if first and tr.step == total: tr.save(folder, stage, keep)     # killed between the two files of its last save, perhaps
     start, begun = time.perf_counter(), tr.step
     mark, marked, saved, spent = start, begun, start, tr.history[-1].get('seconds', 0.) if tr.history else 0.
     tr.model.train()
