@@ -77,3 +77,16 @@ def test_fine_tuning(tmp_path, run):
     scored = [w for w in lists['unseen'] if len(w) == 3][:3]
     assert not set(scored) & set(lists['train'])
     assert {'cer', 'cer_second', 'cer_shuffled'} <= history[0].keys() and history[-1]['held_out'] < history[0]['held_out']
+
+
+def test_chain_of_calls(tmp_path, run):
+    "The clock ends a call within the image stage; the next one, given nothing but the name, finishes that stage before it builds words on it."
+    tiny = dict(stage='both', pretrained='', score_words=0, size=32, words=40, width=48, depth=2, heads=2, frames=9, max_letters=2, batch=2, image_steps=40, steps=4)
+    folder = root()/'checkpoints'/run
+    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'first.ipynb', dict(run=run, minutes=1e-4, keep=2) | tiny, progress_bar=False)
+    steps = [int(p.stem.split('-')[-1]) for p in states(folder, 'image')]
+    assert 0 < steps[-1] < 40 and not states(folder, 'video')
+    assert f'to be continued: -p resume {run}' in (tmp_path/'first.ipynb').read_text()
+    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'second.ipynb', dict(resume=run, minutes=9.), progress_bar=False)
+    assert states(folder, 'image')[-1].stem.endswith('0000040') and states(folder, 'video')[-1].stem.endswith('0000004')
+    assert 'keep=2' in (tmp_path/'second.ipynb').read_text()

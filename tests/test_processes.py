@@ -85,4 +85,6 @@ def test_mistake_in_a_process(tmp_path):
     threads = torch.get_num_threads()
     try:
         with pytest.raises(ValueError, match='^batch 4 does not divide into 3 equal pieces'): train(folder=tmp_path, steps=6, processes=3)
+        (tmp_path/'file').write_text('no folder')
+        with pytest.raises(OSError, match='^could not save .*file'): train(folder=tmp_path/'file', steps=2, processes=2)
     finally: torch.set_num_threads(threads)

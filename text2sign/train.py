@@ -24,7 +24,7 @@ from .corpus import Clips, picture, root, strips
 from .diffusion import stratified
 from .dit import DiT, VideoDiT, by_part, flops, tokenize
 from .finite import Guard, first_nonfinite
-from .surgery import read_checkpoint, remove, save, save_tensors
+from .surgery import read_checkpoint, remove, save, save_tensors, shards
 
 # %% ../nbs/05_train.ipynb #010-05
 def generator(device, # where the numbers are wanted
@@ -190,7 +190,7 @@ class Trainer:
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
         live = {f'model.{k}': p for k, p in self.model.named_parameters()} | {f'ema.{k}': v for k, v in self.ema.mean.items()}
-        return live | moments, dict(recipe=asdict(self.recipe), step=self.step, history=self.history, guard=self.guard.state_dict())
+        return live | moments, dict(recipe=asdict(self.recipe), model=self.model.config, step=self.step, history=self.history, guard=self.guard.state_dict())
 
 # %% ../nbs/05_train.ipynb #032-05
 def states(folder, stage:str) -> list[Path]:
@@ -200,18 +200,19 @@ def states(folder, stage:str) -> list[Path]:
 @patch
 def save(self:Trainer, folder, stage:str, keep:int=1) -> Path: # the checkpoint that one samples from
     "Write the state first, then the averaged weights, each atomically; of the states only the newest `keep` stay."
-    for left_over in [*Path(folder).glob('.*.part'), *Path(folder).glob('.tmp*')]: left_over.unlink()      # of a process that was killed while it saved (the second kind is safetensors' own)
+    named = {shard for file in Path(folder).glob('*.safetensors') for shard in shards(file)}
+    for left_over in {*Path(folder).glob('.*.part'), *Path(folder).glob('.tmp*'), *Path(folder).glob('*.safetensors.*')} - named: left_over.unlink()      # of a process that was killed while it saved (`.tmp` is safetensors' own)
     save_tensors(Path(folder)/f'{stage}-state-{self.step:07d}.safetensors', *self.state())
     for old in states(folder, stage)[:-keep]: remove(old)
     return save(Path(folder)/f'{stage}.safetensors', self.model, self.model.state_dict() | self.ema.mean)
 
 @patch
 def resume(self:Trainer, folder, stage:str) -> None:
-    "Go on from the newest state. Raises FileNotFoundError where there is none, ValueError naming the settings that differ (those that only move memory may)."
+    "Go on from the newest state. Raises FileNotFoundError where there is none, ValueError naming what differs in recipe or model (settings that only move memory may)."
     if not states(folder, stage): raise FileNotFoundError(f'nothing to resume: no {stage}-state-*.safetensors in {folder}')
     newest = states(folder, stage)[-1]
     tensors, config = read_checkpoint(newest)
-    mine, theirs = json.loads(json.dumps(asdict(self.recipe))), config['recipe']
+    mine, theirs = json.loads(json.dumps(asdict(self.recipe) | self.model.config)), config['recipe'] | config['model']
     if differ := [f'{k} was {theirs.get(k)}, now {v}' for k, v in mine.items() if theirs.get(k) != v and k not in ('accumulation', 'frame_chunk')]: raise ValueError(f'{newest} is from another configuration: ' + '; '.join(differ))
     for k, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{k}'])
     for k, v in self.ema.mean.items(): v.copy_(tensors[f'ema.{k}'])
@@ -392,7 +393,7 @@ def what_fits(tr:Trainer, batches:Batches) -> Recipe: # the recipe, with the fir
     try:
         for accumulation, frame_chunk in options:
             tr.recipe = replace(given, accumulation=accumulation, frame_chunk=frame_chunk)
-            if fits(tr, batches): return tr.recipe
+            if not tr.agreed(not fits(tr, batches)): return tr.recipe       # in all processes
     finally: tr.recipe = given
     raise ValueError(f'this does not fit into the memory of {tr.device} even one item and one frame at a time: take a smaller model, fewer frames or a smaller size')
 
@@ -452,12 +453,14 @@ def fit(tr:Trainer,
         stage:str, # 'image' or 'video': names the files
         minutes:float=0, # stop after this long; 0: no limit
         log_every:int=20, sample_every:int=100, # steps; a step that samples also logs, and `EARLY` ones sample too
-        save_minutes:float=1., keep:int=1, # between saves; states to keep
+        save_minutes:float=1., keep:int=1, # between saves (more where saving would take over a twentieth of the time; 0: after every step); states to keep
         preview=None, # called as preview(model) -> list of (caption, uint8 (T, H, W, 3))
         score=None, # called as score(model) -> dict of numbers for the history
         watch=(), # each called as w(stage, row, previews) at every log step
        ) -> list[dict]: # the history: a row each `log_every` steps
-    "Train until the recipe's steps or the minutes are over; saves as it goes. Raises NonFinite after too many bad steps in a row, ValueError naming settings that fit where memory runs out."
+    "Train until the recipe's steps or the minutes are over; saves as it goes. Raises NonFinite after too many bad steps in a row, FileExistsError for the folder of another run, ValueError naming settings that fit where memory runs out."
+    if min(log_every, sample_every, keep) < 1: raise ValueError(f'log_every is {log_every}, sample_every {sample_every}, keep {keep}: at least 1 is needed of each')
+    if not tr.step and (old := states(folder, stage)): raise FileExistsError(f'{old[-1]} is of a training that began before this one: go on with it (resume), or take another folder')
     total, unit, first, told = tr.recipe.steps, 'stills' if batches.stills else 'clips', tr.rank == 0, set()
     work, peak = 3*(flops(tr.model) if batches.stills else flops(tr.model, batches.frames.shape[1], batches.texts[0].shape[1])), tr.world*product_speed(tr.device, tr.recipe.precision)
     took = warm_up(tr, batches) if tr.device.type == 'cuda' and tr.step < total else 0.
@@ -476,7 +479,7 @@ def fit(tr:Trainer,
         note(dict(step=0) | numbers, shown)
     if first and tr.step == total: tr.save(folder, stage, keep)     # killed between the two files of its last save, perhaps
     start, begun = time.perf_counter(), tr.step
-    mark, marked, saved, spent = start, begun, start, tr.history[-1].get('seconds', 0.) if tr.history else 0.
+    mark, marked, saved, cost, spent = start, begun, start, 0., tr.history[-1].get('seconds', 0.) if tr.history else 0.
     tr.model.train()
     with interruptible() as asked:
         while tr.step < total:
@@ -495,9 +498,9 @@ def fit(tr:Trainer,
                 numbers, shown = tr.look(held_out, preview, score) if samples or stop else ({}, {})
                 note(row | numbers, shown, (total - tr.step)*(now - start)/(tr.step - begun))
                 mark, marked = time.perf_counter(), tr.step
-            if first and (stop or time.perf_counter() - saved > 60*save_minutes):
+            if first and (stop or time.perf_counter() - saved > (save_minutes and max(60*save_minutes, 20*cost))):
                 tr.guard.check(replay)                              # nothing is saved of a run that is to be stopped
-                tr.save(folder, stage, keep); saved = time.perf_counter()
+                begin = time.perf_counter(); tr.save(folder, stage, keep); saved = time.perf_counter(); cost = saved - begin
             if stop: break
     if asked() and first: print(f'{stage}: interrupted at step {tr.step}; saved in {folder}', flush=True)
     if asked(): raise KeyboardInterrupt
@@ -610,7 +613,8 @@ def launch(job, # called in every process as job(accelerator)
                 if process.is_alive(): os.kill(process.pid, signal.SIGINT)
         except ProcessRaisedException as e:
             kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
-            raise (ValueError(said) if kind == 'ValueError' else e) from None
+            plain = {error.__name__: error for error in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}.get(kind.split('.')[-1])      # said in one line
+            raise (plain(said) if plain else e) from None
     if asked: raise KeyboardInterrupt
 
 # %% ../nbs/05_train.ipynb #076-05
@@ -691,7 +695,9 @@ def find_run(name:str, # of the run; '' takes the default
 def start_run(folder:Path, settings:dict) -> None:
     "Make the run's folder with its settings, and let `latest` beside it point there."
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/'settings.json').write_text(json.dumps(settings, indent=1))
+    part = folder/'.settings.json.part'
+    part.write_text(json.dumps(settings, indent=1))
+    part.replace(folder/'settings.json')
     link = folder.parent/f'.latest-{os.getpid()}'
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
@@ -700,10 +706,11 @@ def start_run(folder:Path, settings:dict) -> None:
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
-          free=('run', 'resume', 'minutes', 'device', 'log_every', 'sample_every', 'score_words', 'score_steps', 'keep', 'processes', 'accumulation', 'frame_chunk', 'fit_memory'), # may differ from call to call
+          anew=('run', 'resume', 'device', 'processes'), # are taken as they are now
+          free=('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'keep', 'accumulation', 'frame_chunk', 'fit_memory'), # may be given anew
          ) -> dict: # settings to use
-    "The settings of a resumed run. Raises ValueError naming those that were given and differ from the saved ones."
-    saved = json.loads((folder/'settings.json').read_text())
-    differ = [f'{k} was {saved[k]!r}, now {v!r}' for k, v in given.items() if k not in free and v != defaults[k] and v != saved[k]]
+    "The settings of a resumed run: the saved ones, and of `free` those given now. Raises ValueError naming those that were given, are not free and differ."
+    saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k]}      # a setting at its default was not given
+    differ = [f'{k} was {saved[k]!r}, now {v!r}' for k, v in now.items() if k not in (*anew, *free) and v != saved[k]]
     if differ: raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}')
-    return saved | {k: given[k] for k in free}
+    return saved | {k: v for k, v in now.items() if k in free} | {k: given[k] for k in anew}
