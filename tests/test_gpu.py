@@ -1,4 +1,6 @@
 """What only a GPU can show: `pytest --cuda`."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from text2sign.corpus import Clips, spell
 from text2sign.diffusion import Flow
 from text2sign.dit import VideoDiT
-from text2sign.train import Batches, Recipe, Trainer, warm_up, what_fits
+from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, warm_up, what_fits
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +46,27 @@ def test_recorded_step_on_gpu(how):
         a, b = (t.train_step(batches) for t in (plain, fast))
         for k in a: torch.testing.assert_close(a[k], b[k], rtol=2e-2, atol=1e-3)
     for (k, p), q in zip(plain.params.items(), fast.params.values()): torch.testing.assert_close(p, q, rtol=0, atol=4e-3, msg=k)      # four steps of at most 1e-3 each way
+
+
+def test_resumed_on_gpu(tmp_path):
+    "A run in two calls ends where one in a single call does, up to what two equal runs differ by; one that has forgotten its moments does not."
+    clips = spell(['HI', 'ZOE', 'CAB', 'JO'], frames=14, size=32, progress=False)
+    batches, held_out = Batches(clips, False, 4, drop=0.2, device='cuda'), HeldOut(Batches(clips, False, 4, drop=0., device='cuda'), Flow())
+    def run(name, resume=False, forget=False, **how):
+        torch.manual_seed(0)
+        model = VideoDiT(size=32, patch=8, channels=3, width=64, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True).cuda()
+        tr = Trainer(model, Flow(), Recipe(steps=12, lr=1e-3, warmup=1, precision='bf16'))
+        if resume: tr.resume(tmp_path/name, 'video')
+        if forget: tr.optimizer.state.clear()
+        fit(tr, batches, held_out, tmp_path/name, 'video', save_minutes=0., **how)
+        return tr
+    def apart(a, b): return sum((p - b.params[k]).abs().sum().item() for k, p in a.params.items())
+    whole, again = run('whole'), run('again')
+    stopped = run('two', minutes=1e-9)
+    assert stopped.step == 1
+    shutil.copytree(tmp_path/'two', tmp_path/'three')
+    resumed, forgetful = run('two', resume=True), run('three', resume=True, forget=True)
+    assert resumed.step == 12
+    print(apart(whole, again), apart(whole, resumed), apart(whole, forgetful))
+    assert apart(whole, resumed) <= 3*apart(whole, again) + 1e-3
+    assert apart(whole, forgetful) > 10*apart(whole, resumed)

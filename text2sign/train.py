@@ -707,7 +707,7 @@ def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
           anew=('run', 'resume', 'device', 'processes'), # are taken as they are now
-          free=('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'keep', 'accumulation', 'frame_chunk', 'fit_memory'), # may be given anew
+          free=('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep', 'accumulation', 'frame_chunk', 'fit_memory'), # may be given anew
          ) -> dict: # settings to use
     "The settings of a resumed run: the saved ones, and of `free` those given now. Raises ValueError naming those that were given, are not free and differ."
     saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k]}      # a setting at its default was not given
