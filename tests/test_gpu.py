@@ -67,6 +67,5 @@ def test_resumed_on_gpu(tmp_path):
     shutil.copytree(tmp_path/'two', tmp_path/'three')
     resumed, forgetful = run('two', resume=True), run('three', resume=True, forget=True)
     assert resumed.step == 12
-    print(apart(whole, again), apart(whole, resumed), apart(whole, forgetful))
     assert apart(whole, resumed) <= 3*apart(whole, again) + 1e-3
     assert apart(whole, forgetful) > 10*apart(whole, resumed)

@@ -11,13 +11,14 @@ server = multiprocessing.get_context('forkserver')                  # imports ev
 server.set_forkserver_preload(['text2sign.train'])
 
 
-def train(folder, steps, save_minutes=0., processes=1, accumulation=1):
+def train(folder, steps, save_minutes=0., processes=1, accumulation=1, tight=False):
     "A tiny training that goes on where it stopped; the same in every process that runs it."
     import torch
     from text2sign.corpus import Clips
     from text2sign.diffusion import Flow
     from text2sign.dit import VideoDiT
-    from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, launch
+    from text2sign import train
+    from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, launch, what_fits
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)        # what a shell starts in the background ignores Ctrl-C
     rng = np.random.default_rng(0)
@@ -28,7 +29,11 @@ def train(folder, steps, save_minutes=0., processes=1, accumulation=1):
         model = VideoDiT(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True)
         tr = Trainer(model, Flow(), Recipe(steps, lr=2e-3, accumulation=accumulation), accelerator=accelerator)
         if states(folder, 'video'): tr.resume(folder, 'video')
-        fit(tr, Batches(clips, False, 4, drop=0.2), HeldOut(Batches(clips, False, 6, seed=5, drop=0.), Flow()), folder, 'video', log_every=10, sample_every=30, save_minutes=save_minutes)
+        batches = Batches(clips, False, 4, drop=0.2)
+        if tight:                                                   # the second process has room for one clip at a time
+            train.fits = lambda tr, batches: tr.rank == 0 or tr.recipe.accumulation == 2
+            tr.recipe = what_fits(tr, batches)
+        fit(tr, batches, HeldOut(Batches(clips, False, 6, seed=5, drop=0.), Flow()), folder, 'video', log_every=10, sample_every=30, save_minutes=save_minutes)
 
     if processes == 1: job()
     else: launch(job, processes)
@@ -66,6 +71,12 @@ def test_two_processes(tmp_path, accumulation):
     two = finished(tmp_path/'two', steps=6, processes=2, accumulation=accumulation)
     one = finished(tmp_path/'one', steps=6, accumulation=2*accumulation)
     assert max((two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')) < 2e-5
+
+
+def test_room_in_two_processes(tmp_path):
+    "Where one process has less memory, both take smaller pieces."
+    finished(tmp_path, steps=2, processes=2, tight=True)
+    assert read_checkpoint(states(tmp_path, 'video')[-1])[1]['recipe']['accumulation'] == 2
 
 
 def test_interrupted_processes(tmp_path):
