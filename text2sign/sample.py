@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'WRITERS', 'scheduler', 'denoise', 'guided', 'rescaled', 'noise_like', 'load_vae', 'decode', 'to_uint8',
-           'decoder', 'spellable', 'clip_frames', 'generate', 'generate_stills', 'media', 'show', 'resized',
+           'decoder', 'spellable', 'clip_frames', 'recorded', 'generate', 'generate_stills', 'media', 'show', 'resized',
            'write_mp4', 'write_gif', 'write_png', 'write_npy', 'save_clip', 'read_about']
 
 # %% ../nbs/06_sample.ipynb #002-06
@@ -23,7 +23,7 @@ from .corpus import frames_needed, save_npz, strip
 from .diffusion import Flow, like, objective
 from .dit import DiT, VideoDiT
 from .surgery import load
-from .train import pick_precision
+from .train import Recorded, pick_precision
 
 # %% ../nbs/06_sample.ipynb #005-06
 SAMPLERS = dict(flow=('dpm++', 'unipc', 'euler', 'heun'), epsilon=('unipc', 'dpm++', 'ddim'))       # of each objective; the first is 'auto'
@@ -69,17 +69,17 @@ def denoise(predict, # (x, t (B,)) -> the model's answer
     return x
 
 # %% ../nbs/06_sample.ipynb #018-06
-def guided(model, # called as model(x, t, condition, **kwargs)
+def guided(model, # called as model(x, t, condition)
            cond, null, # with text and without: tensors of B rows, or tuples of such
            guidance:float, # 1: the model as it is
            interval:tuple=(0, 1000), # lowest and highest noise level t with guidance
            rescale:float=0., # 0..1: share of the excess contrast that is taken back
-           **kwargs): # -> predict(x (B, ..., C, H, W), t (B,) all at one level)
+          ): # -> predict(x (B, ..., C, H, W), t (B,) all at one level)
     "Ask with the condition and without it, in one batch, and exaggerate the difference."
     both, (low, high) = tuple(torch.cat(p) for p in zip(cond, null)) if isinstance(cond, tuple) else torch.cat([cond, null]), interval
     def predict(x, t):
-        if guidance == 1 or not ((low <= 0 and high >= 1000) or low <= t[0].item() <= high): return model(x, t, cond, **kwargs).float()
-        yes, no = model(torch.cat([x, x]), torch.cat([t, t]), both, **kwargs).float().chunk(2)
+        if guidance == 1 or not ((low <= 0 and high >= 1000) or low <= t[0].item() <= high): return model(x, t, cond).float()
+        yes, no = model(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
         out = torch.lerp(no, yes, guidance)
         return rescaled(out, yes, rescale, x.shape[-3]) if rescale else out
     return predict
@@ -157,6 +157,11 @@ def clip_frames(config:dict, text:str) -> int:
     return frames_needed(spellable(text, letters)) if text and letters else config.get('frames', 16)
 
 # %% ../nbs/06_sample.ipynb #033-06
+def recorded(ask): # like `ask`, for a GPU
+    "A model's answers by a CUDA graph for each shape that comes by; each answer is a tensor of its own."
+    graph = Recorded(ask)
+    return lambda *args: graph(*args).clone()
+
 @torch.no_grad()
 def generate(model:VideoDiT,
              texts:list[str], # what to sign, one clip each
@@ -185,15 +190,16 @@ def generate(model:VideoDiT,
     parts = [same[at:at+batch] for same in alike.values() for at in range(0, len(same), batch)]
     calls, out = len(scheduler(obj, steps, sampler).timesteps), {}
     for block in model.blocks if compile else []: block.compile()
-    def ask(*args, **kwargs):
-        with torch.autocast(device.type, torch.bfloat16, enabled=half): return model(*args, **kwargs)
+    def ask(*args):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half): return model(*args, frame_chunk=frame_chunk)
+    if device.type == 'cuda': ask = recorded(ask)                   # a few clips keep a GPU waiting for the host
     with tqdm(total=calls*len(parts), desc='sampling', disable=not progress) as bar:
         def told(i, x, x0):
             bar.update()
             if each: each(done + i + 1, calls*len(parts), x0)
         for done, part in zip(range(0, calls*len(parts), calls), parts):
             tokens, mask = model.encode([texts[i] for i in part] + ['']*len(part))
-            predict = guided(ask, *zip(tokens.chunk(2), mask.chunk(2)), guidance, interval, rescale, frame_chunk=frame_chunk)
+            predict = guided(ask, *zip(tokens.chunk(2), mask.chunk(2)), guidance, interval, rescale)
             noise = noise_like((made[part[0]], model.channels, model.size, model.size), part, seed, device)
             out |= zip(part, pixels(denoise(predict, obj, noise, steps, told, sampler)))
     return np.stack([np.pad(out[i][:T], ((0, max(lengths) - T), *[(0, 0)]*3), mode='edge') for i, T in enumerate(lengths)])

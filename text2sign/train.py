@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups',
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
-           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'warm_up', 'fit', 'gif',
-           'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue', 'launch', 'Check', 'output_quality',
-           'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'tensors', 'recorded_passes',
+           'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue', 'launch', 'Check',
+           'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, socket, sys, threading, time
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -185,7 +186,7 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device, self.recorded = model.pos_embed.device, None                   # a step's passes as a CUDA graph, see `Recorded`
+        self.device, self.recorded = model.pos_embed.device, None                   # a step's passes as a CUDA graph, see `recorded_passes`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
@@ -413,23 +414,42 @@ def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
         else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
 
 class Recorded:
-    "The passes of one step as a CUDA graph: called with new pieces it gives the loss, and leaves the gradients in the parameters."
-    def __init__(self, tr:Trainer, pieces:list): # the pieces' shapes are those of all steps
-        self.pieces, side = pieces, torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side): tr.passes(pieces); tr.optimizer.zero_grad(set_to_none=True)      # compiles, and loads what cannot be loaded while recording
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): self.total = tr.passes(pieces)      # other threads, such as NCCL's, may ask the device meanwhile
-        self.grads = {p: p.grad for p in tr.params.values()}
-        tr.optimizer.zero_grad(set_to_none=True)
+    "A function of tensors as a CUDA graph: for each shape of its arguments the host names the kernels once, and every call replays them on new numbers."
+    def __init__(self, f): # takes tensors, or lists and tuples of them, and leaves nothing behind; no random numbers, nothing for the host
+        self.f, self.pool, self.graphs = f, torch.cuda.graph_pool_handle(), {}
 
-    def __call__(self, pieces:list) -> Tensor:
-        flat = lambda pieces: [v for x, cond, t, eps in pieces for v in (x, *(cond if isinstance(cond, tuple) else [cond]), t, eps)]
-        for mine, new in zip(flat(self.pieces), flat(pieces)): mine.copy_(new)
-        self.graph.replay()
-        for p, g in self.grads.items(): p.grad = g
-        return self.total.clone()
+    def __call__(self, *args): # what f gives; the next call overwrites it
+        shapes = tuple(v.shape for v in tensors(args))
+        if shapes not in self.graphs: self.graphs[shapes] = self.record(deepcopy(args))
+        mine, graph, out = self.graphs[shapes]
+        for a, b in zip(tensors(mine), tensors(args)): a.copy_(b)
+        graph.replay()
+        return out
+
+    def record(self, args) -> tuple: # the arguments that the graph reads, the graph, its outcome
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side): self.f(*args)                 # compiles, and loads what cannot be loaded while recording
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, self.pool, capture_error_mode='thread_local'): out = self.f(*args)      # other threads, such as NCCL's, may ask the device meanwhile
+        return args, graph, out
+
+def tensors(x) -> list[Tensor]: # of a tensor, or of lists and tuples of them, however deep
+    return [x] if isinstance(x, Tensor) else [v for part in x for v in tensors(part)]
+
+def recorded_passes(tr:Trainer): # like `tr.passes`
+    "Forward and backward pass of a step as a CUDA graph."
+    params = list(tr.params.values())
+    def loss_and_grads(pieces):
+        total, grads = tr.passes(pieces), [p.grad for p in params]
+        tr.optimizer.zero_grad(set_to_none=True)
+        return total, grads
+    graph = Recorded(loss_and_grads)
+    def passes(pieces):
+        total, grads = graph(pieces)
+        for p, g in zip(params, grads): p.grad = g
+        return total.clone()
+    return passes
 
 def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     "Compile, and record what can be, by passes whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
@@ -437,8 +457,9 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
     try:
-        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = Recorded(tr, tr.draw(batches, tr.step))
-        else: tr.passes(tr.draw(batches, tr.step)[:1]); tr.optimizer.zero_grad(set_to_none=True)
+        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_passes(tr); tr.recorded(tr.draw(batches, tr.step))
+        else: tr.passes(tr.draw(batches, tr.step)[:1])
+        tr.optimizer.zero_grad(set_to_none=True)
     except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
     if tr.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
