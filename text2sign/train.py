@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups',
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
-           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'tensors', 'recorded_passes',
-           'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue', 'launch', 'Check',
-           'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'side_stream', 'tensors',
+           'recorded_passes', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue', 'launch',
+           'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, socket, sys, threading, time
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -427,12 +428,16 @@ class Recorded:
         return out
 
     def record(self, args) -> tuple: # the arguments that the graph reads, the graph, its outcome
-        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side, graph = side_stream(torch.cuda.current_device()), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side): self.f(*args)                 # compiles, and loads what cannot be loaded while recording
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, self.pool, capture_error_mode='thread_local'): out = self.f(*args)      # other threads, such as NCCL's, may ask the device meanwhile
+        with torch.cuda.graph(graph, self.pool, side, 'thread_local'): out = self.f(*args)      # other threads, such as NCCL's, may ask the device meanwhile
         return args, graph, out
+
+@lru_cache
+def side_stream(device:int) -> torch.cuda.Stream: # one for all recordings: cuBLAS keeps 64 MiB for each stream it has seen
+    return torch.cuda.Stream(device)
 
 def tensors(x) -> list[Tensor]: # of a tensor, or of lists and tuples of them, however deep
     return [x] if isinstance(x, Tensor) else [v for part in x for v in tensors(part)]
