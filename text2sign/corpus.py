@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['VERSION', 'FPS', 'HANDED', 'PALM', 'ANCHOR', 'PALM_SIZE', 'Z_SCALE', 'SAMPLES', 'STROKE', 'MOVES', 'LANGUAGES',
            'UNSUITABLE', 'BONE', 'SHOULDER', 'DOWN', 'FORWARD', 'HOLD', 'MOVE', 'SLIDE', 'FINGERS', 'CROPS', 'SKINS',
-           'SHIRTS', 'GROUNDS', 'WIDE', 'LOOKS', 'GIRTH', 'PALM_RING', 'AZ', 'HELD_OUT', 'root', 'save_npz', 'Clips',
-           'strip', 'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path',
-           'letter_motion', 'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude',
-           'load_lexicon', 'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas',
-           'draw_body', 'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs',
-           'random_words', 'odd_words', 'splits']
+           'SHIRTS', 'GROUNDS', 'WIDE', 'LOOKS', 'GIRTH', 'PALM_RING', 'AZ', 'root', 'save_npz', 'Clips', 'strip',
+           'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path', 'letter_motion',
+           'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude', 'load_lexicon',
+           'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas', 'draw_body',
+           'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs', 'random_words',
+           'odd_words', 'splits']
 
 # %% ../nbs/00_corpus.ipynb #003-00
 import csv, hashlib, json, multiprocessing, os, re, unicodedata, zipfile, zlib
@@ -239,8 +239,8 @@ def suitable(word, right, left, found_in, language) -> str:
     if left[mid].mean()>.5: return 'two-handed'
     return f'the recording has {len(right)} frames: not one letter' if len(right)>80 else ''
 
-def upper(word) -> str: # upper case, one code point a letter
-    return ''.join('ẞ' if c=='ß' else c.upper() for c in unicodedata.normalize('NFC', word))
+def upper(word, alphabet='ẞ') -> str: # upper case, one code point a letter; ß is ẞ where the alphabet has it, else SS
+    return ''.join(('ẞ' if 'ẞ' in alphabet else 'SS') if c in 'ßẞ' else c.upper() for c in unicodedata.normalize('NFC', word))
 
 # %% ../nbs/00_corpus.ipynb #041-00
 @dataclass(eq=False, repr=False)
@@ -254,7 +254,7 @@ class Lexicon:
     rude: list = field(default_factory=list)   # what a random string must not contain
 
     def spellable(self, word) -> str: # the word in upper case; ValueError names the first character that cannot be spelled
-        w = upper(word)
+        w = upper(word, self.alphabet)
         if not w: raise ValueError('there is no letter to spell in an empty text')
         for c in w:
             if c not in self.alphabet: raise ValueError(f"'{self.language}' cannot spell {c!r} in {word!r}: its letters are {self.alphabet}")
@@ -458,9 +458,9 @@ class Canvas:
     def width(self, w): return max(1, round(float(w)*self.unit))
     def poly(self, pts, rgb): cv2.fillPoly(self.img, [self.px(pts)], rgb, cv2.LINE_8, 3)
     def line(self, pts, rgb, w, closed=False): cv2.polylines(self.img, [self.px(pts)], closed, rgb, self.width(w), cv2.LINE_8, 3)
-    def oval(self, at, axes, rgb, fill=-1, angle=0, arc=(0,360)):
-        self.poly_or_line(np.stack([np.asarray(at) + np.array(axes)*[np.cos(t),np.sin(t)] for t in np.deg2rad(np.linspace(*arc, 33))]), rgb, fill)
-    def poly_or_line(self, pts, rgb, fill): self.poly(pts, rgb) if fill==-1 else self.line(pts, rgb, fill)
+    def oval(self, at, axes, rgb, w=None, arc=(0,360)): # w: width of its outline; None: filled
+        pts = np.stack([np.asarray(at) + np.array(axes)*[np.cos(t),np.sin(t)] for t in np.deg2rad(np.linspace(*arc, 33))])
+        self.poly(pts, rgb) if w is None else self.line(pts, rgb, w)
     def shrink(self, img): return cv2.resize(img, (self.size,self.size), interpolation=cv2.INTER_AREA)
 
 # %% ../nbs/00_corpus.ipynb #076-00
@@ -610,38 +610,39 @@ def spell(words,          # what to spell, one clip each
 
 # %% ../nbs/00_corpus.ipynb #108-00
 AZ = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
-HELD_OUT = 68   # letter pairs that training never shows: a tenth of 26 x 26
 
 def pairs_of(word) -> set: # its letter pairs: 'DEAF' -> {'DE','EA','AF'}
     return {word[i:i+2] for i in range(len(word)-1)}
 
-def held_out_pairs(seed=0) -> set: # HELD_OUT of the 676 letter pairs
-    rng = np.random.default_rng([seed, HELD_OUT])
-    return {AZ[k//26]+AZ[k%26] for k in rng.choice(676, HELD_OUT, replace=False)}
+def held_out_pairs(seed=0, letters=AZ) -> set: # a tenth of all letter pairs, which training never shows
+    n = len(letters)
+    share = round(n*n/10)
+    rng = np.random.default_rng([seed, share])
+    return {letters[k//n]+letters[k%n] for k in rng.choice(n*n, share, replace=False)}
 
 # %% ../nbs/00_corpus.ipynb #109-00
-def random_words(rng, n, short, long, held, rude, taken, want=None) -> list: # n new strings; `want`: pairs to use up first
+def random_words(rng, n, short, long, held, rude, taken, letters, want=None) -> list: # n new strings; `want`: pairs to use up first
     "Each string is a walk over letters that prefers pairs not used yet, so that few strings hold all of them. `taken` grows. Raises ValueError where strings run out."
     out,want,tries = [],set(want or ()),0
     while len(out)<n:
         tries += 1
         if tries>200*n+10_000: raise ValueError(f'there are not {n} more words of {short} to {long} letters: ask for fewer or longer ones')
         k = int(rng.integers(short, long+1)) if not want else long
-        w = sorted(want)[rng.integers(len(want))] if want and k>1 else AZ[rng.integers(26)]
+        w = sorted(want)[rng.integers(len(want))] if want and k>1 else letters[rng.integers(len(letters))]
         while len(w)<k:
-            free = [c for c in AZ if w[-1]+c not in held]
+            free = [c for c in letters if w[-1]+c not in held]
             new = [c for c in free if w[-1]+c in want-pairs_of(w)]
             w += (new or free)[rng.integers(len(new or free))]
         if w in taken or is_rude(w, rude): continue
         want -= pairs_of(w); taken.add(w); out.append(w)
     return out
 
-def odd_words(rng, n, short, long, held, rude, taken) -> list: # n new random strings with a held-out pair in each
+def odd_words(rng, n, short, long, held, rude, taken, letters) -> list: # n new random strings with a held-out pair in each
     out,tries = [],0
     while len(out)<n:
         tries += 1
         if tries>200*n+10_000: raise ValueError(f'there are not {n} more words of {short} to {long} letters with a held-out pair: ask for fewer or longer ones')
-        w = ''.join(AZ[k] for k in rng.integers(26, size=rng.integers(short, long+1)))
+        w = ''.join(letters[k] for k in rng.integers(len(letters), size=rng.integers(short, long+1)))
         at = rng.integers(len(w)-1); w = w[:at] + sorted(held)[rng.integers(len(held))] + w[at+2:]
         if w not in taken and not is_rude(w, rude): taken.add(w); out.append(w)
     return out
@@ -652,21 +653,23 @@ def splits(seed=0,        # fixes every choice
            test=500,      # words of each of the other lists
            max_letters=6, # of training, `seen`, `unseen` and `pairs`; `long` has one and two letters more
            min_letters=2,
+           language='ase',# ISO 639-3 code; all but 'ase' have random strings only
            ) -> dict: # lists of upper-case words: train, seen, unseen, pairs, long
     """Half real words, half random strings (more where real words run out). `seen` is part of `train`; the others share no word with it or with each other.
-    `pairs` holds in each word a letter pair of `held_out_pairs(seed)`, which no other list shows. Raises ValueError where there are not enough words."""
+    `pairs` holds in each word a letter pair of `held_out_pairs`, which no other list shows. Raises ValueError where there are not enough words."""
     if not (1<=min_letters<=max_letters and max_letters>=2): raise ValueError(f'cannot make words of {min_letters} to {max_letters} letters: 1 <= min_letters <= max_letters, and max_letters >= 2')
-    lex,held,taken = load_lexicon('ase'), held_out_pairs(seed), set()
+    lex,rude,taken = load_lexicon(language), load_lexicon('ase').rude, set()
+    letters,held = lex.alphabet, held_out_pairs(seed, lex.alphabet)
     rng = np.random.default_rng([seed, train, test, max_letters, min_letters])
     real = [lex.words[i] for i in rng.permutation(len(lex.words))]
     def mix(n, short, long, odd=False, want=None):
         pool = [w for w in real if short<=len(w)<=long and w not in taken and bool(pairs_of(w)&held)==odd][:n//2]
         taken.update(pool)
         left = n-len(pool)
-        new = random_words(rng, left, short, long, held, lex.rude, taken, want) if not odd else odd_words(rng, left, short, long, held, lex.rude, taken)
+        new = odd_words(rng, left, short, long, held, rude, taken, letters) if odd else random_words(rng, left, short, long, held, rude, taken, letters, want)
         both = pool+new
         return [both[i] for i in rng.permutation(n)]
-    every = {a+b for a in AZ for b in AZ}-held
+    every = {a+b for a in letters for b in letters}-held
     out = dict(train=mix(train, min_letters, max_letters, want=every), unseen=mix(test, min_letters, max_letters),
                pairs=mix(test, max(2,min_letters), max_letters, odd=True), long=mix(test, max_letters+1, max_letters+2))
     out['seen'] = [out['train'][i] for i in rng.permutation(train)[:test]]

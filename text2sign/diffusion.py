@@ -24,8 +24,9 @@ def stratified(n:int, # batch size
 # %% ../nbs/04_diffusion.ipynb #008-04
 class Flow:
     "Straight paths; the model predicts the clean clip and is scored by velocity."
-    name, learn_sigma, smallest = 'flow', False, 0.05
-    def __init__(self, shift:float=0.6): self.shift = shift         # of the normal behind the levels: larger trains at more noise
+    name, learn_sigma = 'flow', False
+    smallest = 0.05     # share of noise that the loss divides by at least
+    shift = 0.6         # of the normal behind the levels: larger trains at more noise
 
     def levels(self, u:Tensor) -> Tensor: # uniform (B,) in [0, 1) -> t (B,) in [0, 1000)
         "Noise levels for training: the inverse distribution function of a logit-normal (Esser et al. 2024, section 3.1)."
@@ -35,11 +36,11 @@ class Flow:
         "The point on the way from the clip to the noise."
         return torch.lerp(x0, eps, like(t/1000, x0))
 
-    def clean(self, out:Tensor, xt:Tensor, t:Tensor) -> Tensor:
+    def clean(self, out:Tensor, xt:Tensor, t:Tensor) -> Tensor: # (B, ...), (B, ...), (B,) -> (B, ...)
         "The clean clip that the model's answer means: the answer itself."
         return out
 
-    def velocity(self, x0:Tensor, xt:Tensor, t:Tensor) -> Tensor:
+    def velocity(self, x0:Tensor, xt:Tensor, t:Tensor) -> Tensor: # (B, ...), (B, ...), (B,) -> (B, ...)
         "The direction of the path, from clip to noise, that an estimate of the clean clip implies."
         return (xt - x0) / like((t/1000).clamp(min=self.smallest), xt)
 
@@ -71,9 +72,11 @@ class Epsilon:
         return [self.table[r][t.long()] for r in rows]
 
     def levels(self, u:Tensor) -> Tensor: # uniform (B,) in [0, 1) -> t (B,), whole numbers 0..999
+        "Noise levels for training: all equally often (DDPM, Ho et al. 2020)."
         return (u*1000).floor().clamp(max=999)
 
-    def noised(self, x0:Tensor, eps:Tensor, t:Tensor) -> Tensor:
+    def noised(self, x0:Tensor, eps:Tensor, t:Tensor) -> Tensor: # (B, ...), (B, ...), (B,) -> (B, ...)
+        "The clip after t steps of noise (DDPM, equation 4)."
         signal, noise = self.at(t, 0, 1)
         return like(signal, x0)*x0 + like(noise, x0)*eps
 

@@ -6,7 +6,7 @@
 __all__ = ['TRITON', 'START', 'END', 'PAD', 'AGAIN', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'rotate',
            'attend', 'has_kernel', 'SpaceAttention', 'modulate', 'Block', 'FinalLayer', 'DiT', 'check_shape',
            'shape_of', 'tokenize', 'TextEncoder', 'frozen_encoder', 'read_frozen', 'TextAttention', 'TimeAttention',
-           'VideoBlock', 'remember_less', 'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
+           'VideoBlock', 'checkpointed', 'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
@@ -341,11 +341,11 @@ class VideoBlock(Block):
     def forward(self, x:Tensor, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, frame_chunk:int|None=None) -> Tensor: # c (B, T, D)
         before, after = self.adaLN_modulation(c).chunk(2, -1)               # (B, T, 3D): for the attention, for the MLP
         x = over_frames(self.space_and_text, x, frames, before, text, mask, frame_chunk=frame_chunk)
-        x = x + remember_less(self.time_attn, x, frames, when=frame_chunk)
+        x = x + checkpointed(self.time_attn, x, frames, when=frame_chunk)
         return over_frames(self.feed_forward, x, frames, after, frame_chunk=frame_chunk)
 
 # %% ../nbs/01_dit.ipynb #048-01
-def remember_less(f, *args, when=True):
+def checkpointed(f, *args, when=True):
     "`f(*args)`, its inner activations recomputed in the backward pass `when` asked for and a backward pass is to come."
     return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if when and torch.is_grad_enabled() else f(*args)
 
@@ -359,7 +359,7 @@ def over_frames(f, # works frame by frame: f(x, frames, m, *args) -> like x
     "Apply `f` to the whole clip or chunk by chunk; the last chunk may be shorter."
     if frame_chunk is None: return f(x, frames, m, *args)
     pieces = zip(x.split(frame_chunk, 1), frames.split(frame_chunk), m.split(frame_chunk, 1))
-    return torch.cat([remember_less(f, *piece, *args) for piece in pieces], 1)
+    return torch.cat([checkpointed(f, *piece, *args) for piece in pieces], 1)
 
 # %% ../nbs/01_dit.ipynb #050-01
 class VideoDiT(DiT):

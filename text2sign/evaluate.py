@@ -225,7 +225,14 @@ def train_reader(words:list[str]=None, # to practise on; None: `reader_words(see
                  seed:int=0,           # of words, styles, weights and order
                  steps:int=2500,       # of the optimiser
                  device=None,          # None: a GPU where there is one
-                 size:int=64, frames:int=32, crops:tuple=('hand','bust'), width:int=24, batch:int=64, lr:float=3e-3, progress:bool=True) -> Reader:
+                 size:int=64,          # pixels a side of the clips
+                 frames:int=32,        # of a clip
+                 crops:tuple=('hand','bust'), # in turn, word by word
+                 width:int=24,         # channels of the reader
+                 batch:int=64,         # clips a step
+                 lr:float=3e-3,        # highest learning rate
+                 progress:bool=True,   # show a bar
+                ) -> Reader:
     "A reader trained on real clips, everything seeded: on a CPU the same bytes, on a GPU up to the order of its sums."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     words = reader_words(seed=seed) if words is None else words
@@ -326,7 +333,11 @@ def ranks(model,     # model(x (B,T,C,H,W), t (B,), texts) -> prediction
           clips:Clips, # real clips of unseen words
           k:int=16,  # candidates
           draws:int=8, # noise levels for each clip
-          seed:int=0, known=(), device='cpu', progress:bool=False) -> np.ndarray: # (N,) how many wrong words denoise a clip better than its own: 0 is best
+          seed:int=0, # of the wrong words, the noise and its levels
+          known=(),   # words that must not be made up: the training words
+          device='cpu',
+          progress:bool=False, # show a bar
+         ) -> np.ndarray: # (N,) how many wrong words denoise a clip better than its own: 0 is best
     "Rank the true word of each clip among k by denoising loss, all under the same noise."
     out = []
     for i in tqdm(range(len(clips)), desc=f'ranking {k}-way', disable=not progress):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .corpus import frames_needed, save_npz, strip
+from .corpus import frames_needed, save_npz, strip, upper
 from .diffusion import Flow, like, objective
 from .dit import DiT, VideoDiT
 from .surgery import load
@@ -146,7 +146,7 @@ def decoder(model:DiT, # its configuration names a `vae`, or it works on pixels
 # %% ../nbs/06_sample.ipynb #032-06
 def spellable(text:str, alphabet:str) -> str:
     "The text in the case of the alphabet; '' and models without an alphabet take anything. Raises ValueError naming a character that cannot be spelled."
-    text = text.upper() if alphabet else text
+    text = upper(text, alphabet) if alphabet else text
     for ch in text:
         if alphabet and ch not in alphabet: raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {alphabet}')
     return text
@@ -206,8 +206,12 @@ def generate(model:VideoDiT,
 
 # %% ../nbs/06_sample.ipynb #034-06
 @torch.no_grad()
-def generate_stills(model:DiT, labels:Tensor, # (B,) classes
-                    steps:int=12, guidance:float=2.0, seed:int=0) -> np.ndarray: # uint8 (B, H, W, 3)
+def generate_stills(model:DiT,
+                    labels:Tensor, # (B,) classes
+                    steps:int=12, # of the sampler
+                    guidance:float=2.0, # 1: the model as it is
+                    seed:int=0,
+                   ) -> np.ndarray: # uint8 (B, H, W, 3)
     "Images of the given classes: what the image stage has learned."
     device, pixels = model.pos_embed.device, decoder(model)
     labels, obj = labels.to(device), objective(model.config.get('objective', 'flow'), model.learn_sigma)

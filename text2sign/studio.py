@@ -349,10 +349,11 @@ def run_check(a) -> int: # 1 if a check fails
 
 # %% ../nbs/09_studio.ipynb #060-09
 def trained_on(path) -> dict: # arguments of `splits`, as training called it
-    "From the checkpoint's own configuration, or from the settings of the run that it lies in."
+    "From the checkpoint's own configuration, or from the settings of the run that it lies in. Raises ValueError where neither says."
     s, run = config_of(path), Path(path).parent/'settings.json'
     if 'words' not in s and run.exists(): s = json.loads(run.read_text())
-    return dict(train=s.get('words', 8000), max_letters=s.get('max_letters', 6))
+    if 'words' not in s: raise ValueError(f'{path} does not say which words it was trained on, so that none can be called unseen: evaluate a model that 05_train has made')
+    return dict(train=s['words'], max_letters=s['max_letters'])
 
 def real_clips(c:dict, # the model's configuration
                trained:dict, # arguments of `splits`

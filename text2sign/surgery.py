@@ -111,9 +111,11 @@ def read_checkpoint(path, # .safetensors, or .pt/.pth/.bin
             with safe_open(path, 'pt') as f: config = json.loads((f.metadata() or {}).get('config', '{}'))
         else:
             with torch.serialization.safe_globals([argparse.Namespace]): found = torch.load(path, map_location='cpu', weights_only=True)
+    except (MemoryError, PermissionError): raise
     except Exception as e:
         if asks := re.search(r'GLOBAL ([\w.]+)', str(e)): raise ValueError(f'{path} is refused: it holds {asks[1]}, which could run code; a checkpoint needs nothing but tensors') from None
-        raise ValueError(f'{path} cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors' + (f' ({(str(e) or type(e).__name__).splitlines()[0][:120]})' if path.suffix == '.safetensors' else '')) from None
+        why = (str(e) or type(e).__name__).splitlines()[0][:120]
+        raise ValueError(f'{path} cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors ({why})') from None
     return unwrap(found, path), config
 
 # %% ../nbs/02_surgery.ipynb #011-02

@@ -6,8 +6,8 @@
 __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups',
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
            'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'side_stream', 'tensors',
-           'recorded_passes', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue', 'launch',
-           'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'recorded_forward_backward', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue',
+           'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, socket, sys, threading, time
@@ -85,7 +85,9 @@ def __call__(self:Batches, step:int) -> tuple: # x float (B, [T,] C, H, W) in [-
 # %% ../nbs/05_train.ipynb #019-05
 class EMA:
     "A running average of a model's parameters whose horizon grows with the step."
-    def __init__(self, model:nn.Module, decay:float=0.999):
+    def __init__(self, model:nn.Module, # on its device; only what is trainable is averaged
+                 decay:float=0.999, # reached as steps go by: (1 + step)/(10 + step) before
+                ):
         self.decay = decay
         self.live = {k: p for k, p in model.named_parameters() if p.requires_grad}     # what is frozen is its own average
         self.mean = {k: p.detach().clone() for k, p in self.live.items()}
@@ -109,7 +111,11 @@ class EMA:
 # %% ../nbs/05_train.ipynb #022-05
 class HeldOut:
     "The loss on fixed clips at fixed noise and noise levels."
-    def __init__(self, batches:Batches, objective, step:int=0, chunk:int=64):
+    def __init__(self, batches:Batches, # of held-out data; one batch of it is used
+                 objective, # `Flow` or `Epsilon`
+                 step:int=0, # which batch
+                 chunk:int=64, # items at a time
+                ):
         self.objective, self.chunk = objective, chunk
         self.x, self.cond = batches(step)
         g = generator('cpu', 9, step)
@@ -117,7 +123,9 @@ class HeldOut:
         self.eps = torch.randn(self.x.shape, generator=g).to(self.x.device)
 
     @torch.no_grad()
-    def __call__(self, model:nn.Module, **kwargs) -> float:
+    def __call__(self, model:nn.Module, # in evaluation mode, if that makes a difference
+                 **kwargs, # go to the model
+                ) -> float: # mean over the items
         xt, n = self.objective.noised(self.x, self.eps, self.t), self.chunk
         cut = lambda c, i: tuple(p[i:i+n] for p in c) if isinstance(c, tuple) else c[i:i+n]
         losses = [self.objective.loss(model(xt[i:i+n], self.t[i:i+n], cut(self.cond, i), **kwargs), self.x[i:i+n], self.eps[i:i+n], self.t[i:i+n]) for i in range(0, len(xt), n)]
@@ -177,7 +185,9 @@ def groups(params:dict, copied, recipe:Recipe) -> list[dict]: # what AdamW takes
 
 class Trainer:
     "All that changes while training: model, optimiser, average, guard, step, history. What is saved is what is in here."
-    def __init__(self, model:DiT, objective, recipe:Recipe,
+    def __init__(self, model:DiT, # on its device, frozen as it is to be
+                 objective, # `Flow` or `Epsilon`
+                 recipe:Recipe,
                  copied=(), # names of tensors that came from a checkpoint (`Report.names('copied')`)
                  accelerator=None, # of the library accelerate, where this is one of several processes
                 ):
@@ -187,7 +197,7 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device, self.recorded = model.pos_embed.device, None                   # a step's passes as a CUDA graph, see `recorded_passes`
+        self.device, self.recorded = model.pos_embed.device, None                   # forward and backward pass as a CUDA graph, see `recorded_forward_backward`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
@@ -263,7 +273,7 @@ def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x,
     return list(zip(x.chunk(k), conds, t.chunk(k), eps.chunk(k)))[self.rank::self.world]
 
 @patch
-def passes(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are in the parameters
+def forward_backward(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are in the parameters
     "Forward and backward, piece by piece."
     total = 0
     for piece in pieces:
@@ -283,7 +293,7 @@ def all_reduce(self:Trainer, total:Tensor) -> Tensor: # the loss of this process
 @patch
 def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss, gradient norm before clipping; with `parts` also the norm of each part of the model. All on the device
     "One optimiser step."
-    total = (self.recorded or self.passes)(self.draw(batches, self.step))
+    total = (self.recorded or self.forward_backward)(self.draw(batches, self.step))
     if self.world > 1: total = self.all_reduce(total)
     for group in self.optimizer.param_groups: group['lr'] = group['share']*self.recipe.lr_at(self.step)
     row = dict(loss=total, norm=self.guard.step(self.optimizer, total, self.recipe.clip, self.step))
@@ -395,7 +405,7 @@ def what_fits(tr:Trainer, batches:Batches) -> Recipe: # the recipe, with the fir
     try:
         for accumulation, frame_chunk in options:
             tr.recipe = replace(given, accumulation=accumulation, frame_chunk=frame_chunk)
-            if not tr.agreed(not fits(tr, batches)): return tr.recipe       # in all processes
+            if not tr.any_process(not fits(tr, batches)): return tr.recipe       # in all processes
     finally: tr.recipe = given
     raise ValueError(f'this does not fit into the memory of {tr.device} even one item and one frame at a time: take a smaller model, fewer frames or a smaller size')
 
@@ -442,19 +452,19 @@ def side_stream(device:int) -> torch.cuda.Stream: # one for all recordings: cuBL
 def tensors(x) -> list[Tensor]: # of a tensor, or of lists and tuples of them, however deep
     return [x] if isinstance(x, Tensor) else [v for part in x for v in tensors(part)]
 
-def recorded_passes(tr:Trainer): # like `tr.passes`
+def recorded_forward_backward(tr:Trainer): # like `tr.forward_backward`
     "Forward and backward pass of a step as a CUDA graph."
     params = list(tr.params.values())
     def loss_and_grads(pieces):
-        total, grads = tr.passes(pieces), [p.grad for p in params]
+        total, grads = tr.forward_backward(pieces), [p.grad for p in params]
         tr.optimizer.zero_grad(set_to_none=True)
         return total, grads
     graph = Recorded(loss_and_grads)
-    def passes(pieces):
+    def replayed(pieces):
         total, grads = graph(pieces)
         for p, g in zip(params, grads): p.grad = g
         return total.clone()
-    return passes
+    return replayed
 
 def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     "Compile, and record what can be, by passes whose gradients are thrown away. Raises ValueError naming settings that fit where memory runs out."
@@ -462,8 +472,8 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
     try:
-        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_passes(tr); tr.recorded(tr.draw(batches, tr.step))
-        else: tr.passes(tr.draw(batches, tr.step)[:1])
+        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_forward_backward(tr); tr.recorded(tr.draw(batches, tr.step))
+        else: tr.forward_backward(tr.draw(batches, tr.step)[:1])
         tr.optimizer.zero_grad(set_to_none=True)
     except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
     if tr.device.type == 'cuda': torch.cuda.synchronize()
@@ -514,7 +524,7 @@ def fit(tr:Trainer,
             try: row = tr.train_step(batches, parts=logs)
             except torch.OutOfMemoryError: raise ValueError(out_of_memory(tr, batches)) from None
             late = minutes and time.perf_counter() - start > 60*minutes
-            stop = tr.step == total or (tr.agreed(asked() or late) if logs or tr.world == 1 else False)
+            stop = tr.step == total or (tr.any_process(asked() or late) if logs or tr.world == 1 else False)
             if first and (logs or stop):
                 skips = tr.guard.check(replay)                      # here, and only here, the host waits for the device
                 if skips.new: print(skips, flush=True)
@@ -534,7 +544,7 @@ def fit(tr:Trainer,
     return tr.history
 
 @patch
-def agreed(self:Trainer, flag) -> bool:
+def any_process(self:Trainer, flag) -> bool:
     "Does any of the processes say so?"
     return bool(flag) if self.world == 1 else bool(self.accelerator.reduce(torch.tensor(float(bool(flag)), device=self.device), 'sum') > 0)
 
