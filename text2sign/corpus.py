@@ -621,7 +621,7 @@ def held_out_pairs(seed=0, letters=AZ) -> set: # a tenth of all letter pairs, wh
     return {letters[k//n]+letters[k%n] for k in rng.choice(n*n, share, replace=False)}
 
 # %% ../nbs/00_corpus.ipynb #109-00
-def random_words(rng, n, short, long, held, rude, taken, letters, want=None) -> list: # n new strings; `want`: pairs to use up first
+def random_words(rng, n, short, long, held, rude, taken, want=None, letters=AZ) -> list: # n new strings; `want`: pairs to use up first
     "Each string is a walk over letters that prefers pairs not used yet, so that few strings hold all of them. `taken` grows. Raises ValueError where strings run out."
     out,want,tries = [],set(want or ()),0
     while len(out)<n:
@@ -637,7 +637,7 @@ def random_words(rng, n, short, long, held, rude, taken, letters, want=None) -> 
         want -= pairs_of(w); taken.add(w); out.append(w)
     return out
 
-def odd_words(rng, n, short, long, held, rude, taken, letters) -> list: # n new random strings with a held-out pair in each
+def odd_words(rng, n, short, long, held, rude, taken, letters=AZ) -> list: # n new random strings with a held-out pair in each
     out,tries = [],0
     while len(out)<n:
         tries += 1
@@ -666,7 +666,7 @@ def splits(seed=0,        # fixes every choice
         pool = [w for w in real if short<=len(w)<=long and w not in taken and bool(pairs_of(w)&held)==odd][:n//2]
         taken.update(pool)
         left = n-len(pool)
-        new = odd_words(rng, left, short, long, held, rude, taken, letters) if odd else random_words(rng, left, short, long, held, rude, taken, letters, want)
+        new = odd_words(rng, left, short, long, held, rude, taken, letters) if odd else random_words(rng, left, short, long, held, rude, taken, want, letters)
         both = pool+new
         return [both[i] for i in rng.permutation(n)]
     every = {a+b for a in letters for b in letters}-held
