@@ -6,8 +6,8 @@
 __all__ = ['KINDS', 'CARD', 'align', 'edits', 'cer', 'word_accuracy', 'bootstrap', 'spelled', 'ConvEye', 'ConvTime', 'Residual',
            'PointEye', 'PointTime', 'as_pixels', 'Reader', 'half', 'reader_words', 'practice', 'disturb',
            'train_reader', 'learn', 'load_reader', 'make_readers', 'load_readers', 'motion', 'motion_ratio', 'frozen',
-           'distractors', 'ranks', 'rank', 'distances', 'nearest', 'candidates', 'judge', 'scoreboard', 'confusion',
-           'confusion_map', 'worst']
+           'distractors', 'ranks', 'rank', 'distances', 'nearest_words', 'candidates', 'judge', 'scoreboard',
+           'confusion', 'confusion_map', 'worst']
 
 # %% ../nbs/07_evaluate.ipynb #002-07
 from itertools import groupby
@@ -368,7 +368,7 @@ def distances(word:str, known:list[str]) -> np.ndarray: # (K,) edits from one wo
         row = np.stack(new, 1)
     return row[np.arange(len(known)), [len(w) for w in known]]
 
-def nearest(words:list[str], known:list[str]) -> list[int]: # for each word the index of the known word with the fewest edits, the first of several
+def nearest_words(words:list[str], known:list[str]) -> list[int]: # for each word the index of the known word with the fewest edits, the first of several
     return [int(distances(w, known).argmin()) for w in words]
 
 # %% ../nbs/07_evaluate.ipynb #065-07
@@ -384,7 +384,7 @@ def candidates(generate, # generate(texts, frames=T) -> uint8 (N,T,H,W,3)
         if k=='unseen': kept = made
     c = clips['unseen']; T = c.frames.shape[1]
     yield 'interpolation by the renderer', 'unseen', renderer(c.texts, frames=T), c.texts, c.frames
-    yield 'nearest training word', 'unseen', train.frames[nearest(c.texts, train.texts)], c.texts, c.frames
+    yield 'nearest training word', 'unseen', train.frames[nearest_words(c.texts, train.texts)], c.texts, c.frames
     yield 'shuffled text', 'unseen', kept, c.texts[1:]+c.texts[:1], c.frames
     yield 'no text', 'unseen', generate(['']*len(c), frames=T), c.texts, c.frames
 

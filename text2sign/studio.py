@@ -361,12 +361,12 @@ def real_clips(c:dict, # the model's configuration
               ) -> tuple: # dict of Clips: seen, unseen, pairs, long; Clips of the training words nearest to `unseen`
     "Real clips to compare with, in styles that training did not use."
     from text2sign.corpus import frames_needed, spell, splits
-    from text2sign.evaluate import nearest
+    from text2sign.evaluate import nearest_words
     known = splits(seed=0, test=500 if trained['train'] >= 500 else 16, **trained)['train']         # as 05_train draws them
     lists = {k: [w for w in v if w not in set(known)][:n] for k, v in splits(seed=0, test=500, **trained).items() if k != 'train'} | dict(seen=known[:n])
     T = max(c['frames'], frames_needed('A'*trained['max_letters']))
     real = lambda words, seed, T=T: spell(words, T, c['size'], c['crop'], seed, progress=False, look=c.get('look', 'day'))
-    near = sorted({known[i] for i in nearest(lists['unseen'], known)})
+    near = sorted({known[i] for i in nearest_words(lists['unseen'], known)})
     return {k: real(lists[k], 11, max(T, *map(frames_needed, lists[k]))) for k in ('seen', 'unseen', 'pairs', 'long')}, real(near, 12)
 
 def run_evaluate(a) -> None:

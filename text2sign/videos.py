@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'SUFFIXES', 'GROUND', 'LONGEST', 'REST', 'Refused', 'Source', 'clean_text', 'in_folder', 'in_csv',
-           'orientation', 'upright', 'fitted', 'small_rgb', 'shown', 'decode_video', 'nearest', 'sample_times',
+           'orientation', 'upright', 'fitted', 'small_rgb', 'shown', 'decode_video', 'nearest_frames', 'sample_times',
            'activity', 'moving', 'place', 'squared', 'ReadReport', 'read_clip', 'read_videos', 'split', 'posterior',
            'encode_clips']
 
@@ -217,9 +217,10 @@ def _geometry(frame, stream, size, fit) -> tuple: # what `upright` does; width a
     return turn, *fitted(frame.width*float(stream.sample_aspect_ratio or 1), frame.height, size, fit)
 
 # %% ../nbs/08_videos.ipynb #039-08
-def nearest(times, # (F,) seconds
-            want,  # (K,) seconds
-           ) -> np.ndarray: # (K,) index of the frame nearest to each
+def nearest_frames(times, # (F,) seconds
+                   want,  # (K,) seconds
+                  ) -> np.ndarray: # (K,) indices
+    "The frame nearest to each wanted time."
     return np.abs(np.asarray(times)[None] - np.asarray(want)[:, None]).argmin(1)
 
 def sample_times(first, last, # seconds
@@ -239,7 +240,7 @@ def activity(frames, times, # as `decode_video` gives them
     "How much happens when."
     grid = sample_times(times[0], times[-1], 10**9, fps)
     scale = min(1, 36/min(frames.shape[1:3]))
-    small = np.stack([cv2.resize(cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY).astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).ravel() for i in nearest(times, grid)])
+    small = np.stack([cv2.resize(cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY).astype(np.float32), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).ravel() for i in nearest_frames(times, grid)])
     change = np.sort(np.abs(np.diff(small, axis=0)), axis=1)
     return grid, change[:, -max(1, change.shape[1]//50):].mean(1)
 
@@ -307,7 +308,7 @@ def read_clip(source,          # a `Source`
     except Exception as e: e.add_note(f'while reading {source.path}'); raise
     whole = source.start is not None or source.end is not None
     first, last = (times[0], times[-1]) if whole else moving(*activity(film, times, fps))
-    pick = squared(film[nearest(times, sample_times(first, last, frames, fps))], size, fit, at)
+    pick = squared(film[nearest_frames(times, sample_times(first, last, frames, fps))], size, fit, at)
     return pick[np.minimum(np.arange(frames), len(pick) - 1)], len(pick), float(last - first)
 
 def _read_all(sources, workers, progress, **kwargs): # yields what `read_clip` gives, in order
