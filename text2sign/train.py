@@ -5,16 +5,15 @@
 # %% auto #0
 __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe', 'pick_device', 'pick_precision', 'groups',
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
-           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'side_stream', 'tensors',
+           'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'tensors',
            'recorded_forward_backward', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue',
            'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
 
 # %% ../nbs/05_train.ipynb #002-05
-import io, json, math, os, resource, signal, socket, sys, threading, time
+import io, json, math, os, resource, signal, socket, sys, threading, time, weakref
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -438,23 +437,21 @@ class Recorded:
         return out
 
     def record(self, args) -> tuple: # the arguments that the graph reads, the graph, its outcome
-        side, graph = side_stream(torch.cuda.current_device()), torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
+        recording = torch.cuda.graph(graph, self.pool, capture_error_mode='thread_local')        # other threads, such as NCCL's, may ask the device meanwhile
+        side = recording.capture_stream                             # the same for all graphs: cuBLAS keeps 64 MiB for each stream it has seen
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side): self.f(*args)                 # compiles, and loads what cannot be loaded while recording
         torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph, self.pool, side, 'thread_local'): out = self.f(*args)      # other threads, such as NCCL's, may ask the device meanwhile
+        with recording: out = self.f(*args)
         return args, graph, out
-
-@lru_cache
-def side_stream(device:int) -> torch.cuda.Stream: # one for all recordings: cuBLAS keeps 64 MiB for each stream it has seen
-    return torch.cuda.Stream(device)
 
 def tensors(x) -> list[Tensor]: # of a tensor, or of lists and tuples of them, however deep
     return [x] if isinstance(x, Tensor) else [v for part in x for v in tensors(part)]
 
 def recorded_forward_backward(tr:Trainer): # like `tr.forward_backward`
     "Forward and backward pass of a step as a CUDA graph."
-    params = list(tr.params.values())
+    tr, params = weakref.proxy(tr), list(tr.params.values())        # a trainer that is done gives its memory back at once
     def loss_and_grads(pieces):
         total, grads = tr.forward_backward(pieces), [p.grad for p in params]
         tr.optimizer.zero_grad(set_to_none=True)
