@@ -180,6 +180,7 @@ def generate(model:VideoDiT,
              compile:bool=False, # the model's blocks: costs a minute for each length (give `frames`), pays on a GPU for hundreds of clips
             ) -> np.ndarray: # uint8 (N, T, H, W, 3)
     "Texts become clips. Raises ValueError for a text that the model's alphabet cannot spell, settings that do not fit the model, and NaN."
+    if not isinstance(model, VideoDiT): raise ValueError('this is an image model: it has no text to sign; `generate_stills` paints its letters')
     if isinstance(texts, str) or not texts: raise ValueError(f"texts is {texts!r}: give a list of at least one, such as ['ZOE']")
     config, device, texts = model.config, model.pos_embed.device, [spellable(text, model.config.get('alphabet', '')) for text in texts]
     obj, pixels, half = objective(config.get('objective', 'flow'), model.learn_sigma), decoder(model, frame_chunk), pick_precision(precision, device) == 'bf16'

@@ -376,6 +376,7 @@ def run_evaluate(a) -> None:
     from text2sign.sample import generate
     from text2sign.surgery import find_checkpoint
     from text2sign.train import pick_device
+    if a.words < 1: raise ValueError(f'words is {a.words}: at least 1 of each list is needed')
     dev, folder = pick_device(a.device), Path(a.readers or root()/'checkpoints')
     try: readers = load_readers(folder, dev)
     except FileNotFoundError: raise FileNotFoundError(f'no readers in {folder}; make them (minutes on a GPU): python -c "from text2sign.evaluate import make_readers; make_readers()"') from None
@@ -394,6 +395,7 @@ def run_notebook(path, out, # notebook; where its executed copy goes
     "Execute a notebook with its prints on this terminal; Ctrl-C interrupts its kernel, not this process."
     import papermill, psutil, signal
     from concurrent.futures import ThreadPoolExecutor
+    from nbclient.exceptions import DeadKernelError
     def to_kernel(*_):
         for child in psutil.Process().children():
             if any('ipykernel' in part for part in child.cmdline()): child.send_signal(signal.SIGINT)
@@ -402,6 +404,7 @@ def run_notebook(path, out, # notebook; where its executed copy goes
     try:
         with ThreadPoolExecutor(1) as pool: pool.submit(papermill.execute_notebook, str(path), str(out), parameters, progress_bar=False, autosave_cell_every=60,
                                                               stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=ERROR']).result()
+    except DeadKernelError: return 'the kernel was killed, for lack of memory perhaps; what was saved is kept (resume goes on with it)'
     except papermill.PapermillExecutionError as e: return f'{e.ename}: {(str(e.evalue).splitlines() or [""])[0]}'.rstrip(': ')
     finally: signal.signal(signal.SIGINT, old)
     return ''

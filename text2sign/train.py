@@ -493,7 +493,7 @@ def fit(tr:Trainer,
        ) -> list[dict]: # the history: a row each `log_every` steps
     "Train until the recipe's steps or the minutes are over; saves as it goes. Raises NonFinite after too many bad steps in a row, FileExistsError for the folder of another run, ValueError naming settings that fit where memory runs out."
     if min(log_every, sample_every, keep) < 1: raise ValueError(f'log_every is {log_every}, sample_every {sample_every}, keep {keep}: at least 1 is needed of each')
-    if not tr.step and (old := states(folder, stage)): raise FileExistsError(f'{old[-1]} is of a training that began before this one: go on with it (resume), or take another folder')
+    if not tr.step and (old := [*Path(folder).glob(f'{stage}.safetensors'), *states(folder, stage)]): raise FileExistsError(f'{old[-1]} is of a training that began before this one: go on with it (resume), or take another folder')
     total, unit, first, told = tr.recipe.steps, 'stills' if batches.stills else 'clips', tr.rank == 0, set()
     work, peak = 3*(flops(tr.model) if batches.stills else flops(tr.model, batches.frames.shape[1], batches.texts[0].shape[1])), tr.world*product_speed(tr.device, tr.recipe.precision)
     took = warm_up(tr, batches) if tr.device.type == 'cuda' and tr.step < total else 0.
@@ -718,9 +718,11 @@ def find_run(name:str, # of the run; '' takes the default
              resume:str='', # name of the run to go on with
              base=None, # folder of runs; default: checkpoints/ in the repository
             ) -> Path: # the run's folder, not made yet
-    "Where a run belongs. Raises FileExistsError for a name that is taken, FileNotFoundError for nothing to resume, in one line."
+    "Where a run belongs. Raises FileExistsError for a name that is taken, ValueError for one that is a path, FileNotFoundError for nothing to resume, in one line."
     base = Path(base or root()/'checkpoints')
     folder = base/(resume or name or default)
+    if '/' in (resume or name): raise ValueError(f'run {resume or name!r}: a run is a folder in {base}, so its name has no slash')
+    if not resume and folder.with_name(f'{folder.name}.safetensors').exists(): raise FileExistsError(f'run {folder.name!r} has the name of a checkpoint in {base}, which would be loaded in its place: choose another name')
     if resume and not (folder/'settings.json').exists(): raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(sorted(p.parent.name for p in base.glob("*/settings.json") if not p.parent.is_symlink())) or "none"}')
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
     return folder
