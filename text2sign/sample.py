@@ -162,6 +162,7 @@ def recorded(ask): # like `ask`, for a GPU
     graph = Recorded(ask)
     return lambda *args: graph(*args).clone()
 
+# %% ../nbs/06_sample.ipynb #generate-06
 @torch.no_grad()
 def generate(model:VideoDiT,
              texts:list[str], # what to sign, one clip each

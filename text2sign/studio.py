@@ -369,6 +369,7 @@ def real_clips(c:dict, # the model's configuration
     near = sorted({known[i] for i in nearest_words(lists['unseen'], known)})
     return {k: real(lists[k], 11, max(T, *map(frames_needed, lists[k]))) for k in ('seen', 'unseen', 'pairs', 'long')}, real(near, 12)
 
+# %% ../nbs/09_studio.ipynb #run-evaluate-09
 def run_evaluate(a) -> None:
     from functools import partial
     from text2sign.corpus import root, spell

@@ -271,6 +271,7 @@ def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x,
     conds = list(zip(*(c.chunk(k) for c in cond))) if isinstance(cond, tuple) else cond.chunk(k)
     return list(zip(x.chunk(k), conds, t.chunk(k), eps.chunk(k)))[self.rank::self.world]
 
+# %% ../nbs/05_train.ipynb #step-code-05
 @patch
 def forward_backward(self:Trainer, pieces:list) -> Tensor: # the mean loss; gradients are in the parameters
     "Forward and backward, piece by piece."
@@ -423,6 +424,7 @@ def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
         if not frame_chunk: block.compile()
         else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
 
+# %% ../nbs/05_train.ipynb #recorded-05
 class Recorded:
     "A function of tensors as a CUDA graph: for each shape of its arguments the host names the kernels once, and every call replays them on new numbers."
     def __init__(self, f): # takes tensors, or lists and tuples of them, and leaves nothing behind; no random numbers, nothing for the host
@@ -449,6 +451,7 @@ class Recorded:
 def tensors(x) -> list[Tensor]: # of a tensor, or of lists and tuples of them, however deep
     return [x] if isinstance(x, Tensor) else [v for part in x for v in tensors(part)]
 
+# %% ../nbs/05_train.ipynb #recorded-passes-05
 def recorded_forward_backward(tr:Trainer): # like `tr.forward_backward`
     "Forward and backward pass of a step as a CUDA graph."
     tr, params = weakref.proxy(tr), list(tr.params.values())        # a trainer that is done gives its memory back at once
