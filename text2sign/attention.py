@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns', 'halves', 'vectors', 'dot', 'mean', 'standard', 'normed', 'attention_weights', 'scores_grad', 'store_sum',
            'place', 'self_forward', 'side_grad', 'self_backward', 'tile', 'self_sizes', 'remember', 'self_attention',
-           'text_place', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
+           'text_place', 'frame_place', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
 
 # %% ../nbs/01a_attention.ipynb #003-01a
 import torch, triton, triton.language as tl
@@ -93,7 +93,7 @@ def self_forward(X, O, QW, QB, KW, KB, COS, SIN, L, R, H, eps, scale, half: tl.c
 
 # %% ../nbs/01a_attention.ipynb #014-01a
 @triton.jit
-def side_grad(g1, g2, X, DX, PART, at, inside, c, W, COS, SIN, turn, r, d, half: tl.constexpr, ROPE: tl.constexpr, ROWS: tl.constexpr):
+def side_grad(g1, g2, X, DX, PART, BIAS, at, inside, c, W, COS, SIN, turn, r, d, half: tl.constexpr, ROPE: tl.constexpr, ROWS: tl.constexpr):
     "From the gradient at queries or keys, as they entered the product, back to where they came from."
     if ROPE:
         cos, sin = tl.load(COS + turn, inside, 0.), tl.load(SIN + turn, inside, 0.)
@@ -106,7 +106,9 @@ def side_grad(g1, g2, X, DX, PART, at, inside, c, W, COS, SIN, turn, r, d, half:
     w1, w2 = vectors(W, c, half)
     g1, g2 = g1*w1, g2*w2
     m, along = -r*mean(g1 + g2, 2*half), -r*mean(g1*x1 + g2*x2, 2*half)
-    tl.store(DX + at, (g1*r + m + x1*along).to(dtype), inside); tl.store(DX + at + half, (g2*r + m + x2*along).to(dtype), inside)
+    g1, g2 = (g1*r + m + x1*along).to(dtype), (g2*r + m + x2*along).to(dtype)
+    tl.store(DX + at, g1, inside); tl.store(DX + at + half, g2, inside)
+    store_sum(BIAS, g1, c, c < half, dtype, ROWS); store_sum(BIAS + half, g2, c, c < half, dtype, ROWS)                   # the projection's bias
 
 @triton.jit
 def self_backward(X, G, DX, PART, QW, QB, KW, KB, COS, SIN, L, R, H, eps, scale, half: tl.constexpr, ROPE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, FULL: tl.constexpr):
@@ -120,11 +122,13 @@ def self_backward(X, G, DX, PART, QW, QB, KW, KB, COS, SIN, L, R, H, eps, scale,
     g, v = tl.load(G + item + (row + h)*D + f[None], whole, 0.), tl.load(X + values, whole, 0.)
     p = attention_weights((dot(q1, tl.trans(k1)) + dot(q2, tl.trans(k2)))*scale, t < L)
     ds = (scores_grad(p, dot(g, tl.trans(v)))*scale).to(g.dtype)
-    tl.store(DX + values, dot(tl.trans(p.to(g.dtype)), g).to(g.dtype), whole)
-    PART += i.to(tl.int64)*4*D
-    side_grad(dot(ds, k1), dot(ds, k2), X, DX, PART, at, inside, c, QW, COS, SIN, turn, qr, qd, half, ROPE, ROWS)
+    dv = dot(tl.trans(p.to(g.dtype)), g).to(g.dtype)
+    tl.store(DX + values, dv, whole)
+    PART += i.to(tl.int64)*7*D                                          # weight and bias of the queries' norm, of the keys', then the bias of all three
+    store_sum(PART + 6*D, dv, f, f < D, g.dtype, ROWS)
+    side_grad(dot(ds, k1), dot(ds, k2), X, DX, PART, PART + 4*D, at, inside, c, QW, COS, SIN, turn, qr, qd, half, ROPE, ROWS)
     ds = tl.trans(ds)
-    side_grad(dot(ds, q1), dot(ds, q2), X, DX, PART + 2*D, at + H*D, inside, c, KW, COS, SIN, turn, kr, kd, half, ROPE, ROWS)
+    side_grad(dot(ds, q1), dot(ds, q2), X, DX, PART + 2*D, PART + 5*D, at + H*D, inside, c, KW, COS, SIN, turn, kr, kd, half, ROPE, ROWS)
 
 
 # %% ../nbs/01a_attention.ipynb #016-01a
@@ -135,7 +139,7 @@ def self_sizes(qkv, cos, eps): # grid, numbers, constants
     return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), FULL=tile(D), num_warps=tile(L)//16)
 
 @custom_op('text2sign::self_attention', mutates_args=())
-def _self(qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> Tensor:
+def _self(qkv:Tensor, bias:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> Tensor:
     qkv = qkv.contiguous()
     grid, numbers, constants = self_sizes(qkv, cos, eps)
     out = torch.empty_like(qkv[:, :, :, 0], memory_format=torch.contiguous_format)
@@ -146,31 +150,34 @@ def _self(qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|Non
 def _self_grad(g:Tensor, qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> tuple[Tensor, Tensor]:
     qkv, g = qkv.contiguous(), g.contiguous()
     grid, numbers, constants = self_sizes(qkv, cos, eps)
-    dx, part = torch.empty_like(qkv), qkv.new_empty((*grid, 4, qkv.shape[-1]), dtype=torch.float32)
-    self_backward[grid](qkv, g, dx, part, qw, qb, kw, kb, cos, sin, *numbers, **constants)
-    return dx, part.sum(0)
+    dx, part = torch.empty_like(qkv), qkv.new_empty((*grid, 7, qkv.shape[-1]), dtype=torch.float32)
+    self_backward[grid](qkv, g, dx, part, qw, qb, kw, kb, cos, sin, *numbers, **constants, maxnreg=168 if constants['FULL'] <= 64 else 255)      # so that more programs run side by side
+    return dx, part
 
 @_self.register_fake
 def _(qkv, *args): return qkv.new_empty((*qkv.shape[:3], *qkv.shape[4:]))
 
 @_self_grad.register_fake
-def _(g, qkv, *args): return qkv.new_empty(qkv.shape), qkv.new_empty((4, qkv.shape[-1]), dtype=torch.float32)
+def _(g, qkv, *args): return qkv.new_empty(qkv.shape), qkv.new_empty((qkv[:, 0, :, 0, :, 0].numel(), 7, qkv.shape[-1]), dtype=torch.float32)
 
 def remember(ctx, inputs, output): ctx.save_for_backward(*inputs[:-1]); ctx.eps = inputs[-1]
 
 def _self_back(ctx, g):
-    dx, norms = _self_grad(g, *ctx.saved_tensors, ctx.eps)
-    return dx, *norms.unbind(), None, None, None
+    qkv, bias, *others = ctx.saved_tensors
+    dx, part = _self_grad(g, qkv, *others, ctx.eps)
+    part = part.view(-1, dx.shape[-2], 7, dx.shape[-1]).sum(0)                      # (h, 7, d)
+    return dx, part[:, 4:].transpose(0, 1).reshape(bias.shape), *part[:, :4].sum(0).unbind(), None, None, None
 
 _self.register_autograd(_self_back, setup_context=remember)
 
 # %% ../nbs/01a_attention.ipynb #017-01a
 def self_attention(qkv:Tensor, # (B, L, R, 3, h, d): attention along L, at most 64; d even and at most 128
+                   bias:Tensor, # (3*h*d,) float32: what `qkv` has added already; it gets its gradient here, where the sums are at hand
                    q_norm:nn.LayerNorm, k_norm:nn.LayerNorm, # over d
                    cos:Tensor|None=None, sin:Tensor|None=None, # (L, d/2) float32: the turn of each place; None: none
                   ) -> Tensor: # (B, L, R, h, d)
     "Self-attention of short sequences: layer norms of queries and keys, rotation, soft-max and products in one kernel each way."
-    return _self(qkv, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, cos, sin, q_norm.eps)
+    return _self(qkv, bias, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, cos, sin, q_norm.eps)
 
 # %% ../nbs/01a_attention.ipynb #021-01a
 @triton.jit
@@ -182,13 +189,17 @@ def text_place(K, V, MASK, W, B, b, h, M, H, D: tl.constexpr, KEYS: tl.constexpr
     return tl.load(K + at, keys, 0.), tl.load(V + at, keys, 0.), tl.load(MASK + b*M + m, m < M, 0) != 0, tl.load(W + c, c < D, 0.)[None], tl.load(B + c, c < D, 0.)[None]
 
 @triton.jit
-def text_forward(Q, K, V, MASK, O, W, B, N, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr):
+def frame_place(PLACE, n, S, H, h, c, D: tl.constexpr): # what queries n have added: all are of one frame
+    return tl.load(PLACE + (n//S*H + h)*D + c, c < D, 0.).to(tl.float32)[None]
+
+@triton.jit
+def text_forward(Q, PLACE, K, V, MASK, O, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr):
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     k, v, seen, w, bias = text_place(K, V, MASK, W, B, b, h, M, H, D, KEYS, FULL)
     n = i*ROWS + tl.arange(0, ROWS)
     c, rows = columns(n < N, D, FULL)
     at = b.to(tl.int64)*N*H*D + ((n*H + h)[:, None]*D + c[None])
-    x = tl.load(Q + at, rows, 0.).to(tl.float32)
+    x = tl.load(Q + at, rows, 0.).to(tl.float32) + tl.where(rows, frame_place(PLACE, i*ROWS, S, H, h, c, D), 0.)
     r, d = standard(mean(x, D), mean(x*x, D), eps)
     p = attention_weights(dot(((x*r + d)*w + bias).to(k.dtype), tl.trans(k))*scale, seen)
     tl.store(O + at, dot(p.to(v.dtype), v).to(v.dtype), rows)
@@ -196,7 +207,7 @@ def text_forward(Q, K, V, MASK, O, W, B, N, M, H, eps, scale, D: tl.constexpr, R
 
 # %% ../nbs/01a_attention.ipynb #022-01a
 @triton.jit
-def text_backward(Q, K, V, MASK, G, DQ, DKV, PART, W, B, N, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr):
+def text_backward(Q, PLACE, K, V, MASK, G, DQ, DKV, DPLACE, PART, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr):
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     k, v, seen, w, bias = text_place(K, V, MASK, W, B, b, h, M, H, D, KEYS, FULL)
     item = b.to(tl.int64)*N*H*D
@@ -207,6 +218,7 @@ def text_backward(Q, K, V, MASK, G, DQ, DKV, PART, W, B, N, M, H, eps, scale, D:
         c, rows = columns(n < N, D, FULL)
         at = (n*H + h)[:, None]*D + c[None]
         x, g = tl.load(Q + at, rows, 0.).to(tl.float32), tl.load(G + at, rows, 0.)
+        x += tl.where(rows, frame_place(PLACE, (i*BLOCKS + j)*ROWS, S, H, h, c, D), 0.)
         r, d = standard(mean(x, D), mean(x*x, D), eps)
         x = x*r + d
         p = attention_weights(dot((x*w + bias).to(g.dtype), tl.trans(k))*scale, seen)
@@ -216,7 +228,9 @@ def text_backward(Q, K, V, MASK, G, DQ, DKV, PART, W, B, N, M, H, eps, scale, D:
         A += dot(st, x.to(g.dtype)); a += dot(st, tl.full((ROWS, 16), 1., g.dtype))           # 16 times the same column
         dx = dot(ds, k)*w
         m, along = -r*mean(dx, D), -r*mean(dx*x, D)
-        tl.store(DQ + at, (dx*r + m + x*along).to(g.dtype), rows)
+        dx = (dx*r + m + x*along).to(g.dtype)
+        tl.store(DQ + at, dx, rows)
+        store_sum(DPLACE + ((b*tl.cdiv(N, ROWS) + i*BLOCKS + j)*H + h)*D, tl.where(rows, dx, 0.), c, (c < D) & ((i*BLOCKS + j)*ROWS < N), g.dtype, ROWS)
     share, a, m = i*tl.num_programs(2) + b, mean(a, 16), tl.arange(0, KEYS)                     # DKV is (shares, B, M, 2, h, d)
     c, keys = columns(m < M, D, FULL)
     at = ((share*M + m)*2*H + h)[:, None]*D + c[None]
@@ -226,44 +240,51 @@ def text_backward(Q, K, V, MASK, G, DQ, DKV, PART, W, B, N, M, H, eps, scale, D:
 
 
 # %% ../nbs/01a_attention.ipynb #023-01a
-def text_sizes(q, k, eps, rows, blocks): # grid, numbers, constants
+def text_sizes(q, place, k, eps, rows, blocks): # grid, numbers, constants
     (B, N, H, D), M = q.shape, k.shape[1]
-    return (triton.cdiv(N, rows*blocks), H, B), (N, M, H, eps, D**-.5), dict(D=D, ROWS=rows, KEYS=tile(M), FULL=tile(D), num_warps=rows//16, num_stages=1)
+    return (triton.cdiv(N, rows*blocks), H, B), (N, N//len(place), M, H, eps, D**-.5), dict(D=D, ROWS=rows, KEYS=tile(M), FULL=tile(D), num_warps=rows//16, num_stages=1)
 
 @custom_op('text2sign::text_attention', mutates_args=())
-def _text(q:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:
-    q, k, v, mask = (o.contiguous() for o in (q, k, v, mask))
-    grid, numbers, constants = text_sizes(q, k, eps, 64, 1)
+def _text(q:Tensor, place:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:
+    q, place, k, v, mask = (o.contiguous() for o in (q, place, k, v, mask))
+    grid, numbers, constants = text_sizes(q, place, k, eps, 64, 1)
     out = torch.empty_like(q)
-    text_forward[grid](q, k, v, mask, out, qw, qb, *numbers, **constants)
+    text_forward[grid](q, place, k, v, mask, out, qw, qb, *numbers, **constants)
     return out
 
 @custom_op('text2sign::text_attention_grad', mutates_args=())
-def _text_grad(g:Tensor, q:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> tuple[Tensor, Tensor, Tensor]:
-    g, q, k, v, mask = (o.contiguous() for o in (g, q, k, v, mask))
-    grid, numbers, constants = text_sizes(q, k, eps, 32, 8)
-    dq, dkv = torch.empty_like(q), q.new_empty((grid[0], *k.shape[:2], 2, *k.shape[2:]), dtype=torch.float32)
-    part = q.new_empty((grid[0]*grid[1]*grid[2], 2, q.shape[-1]), dtype=torch.float32)
-    text_backward[grid](q, k, v, mask, g, dq, dkv, part, qw, qb, *numbers, **constants, BLOCKS=8)
-    return dq, dkv.sum(0).to(k.dtype), part.sum(0)
+def _text_grad(g:Tensor, q:Tensor, place:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g, q, place, k, v, mask = (o.contiguous() for o in (g, q, place, k, v, mask))
+    grid, numbers, constants = text_sizes(q, place, k, eps, 64, 8)
+    fp32 = lambda *shape: q.new_empty(shape, dtype=torch.float32)
+    dq, dkv, dplace, part = torch.empty_like(q), fp32(grid[0], *k.shape[:2], 2, *k.shape[2:]), fp32(len(q), triton.cdiv(q.shape[1], 64), *q.shape[2:]), fp32(grid[0]*grid[1]*grid[2], 2, q.shape[-1])
+    text_backward[grid](q, place, k, v, mask, g, dq, dkv, dplace, part, qw, qb, *numbers, **constants, BLOCKS=8)
+    return dq, dkv, dplace, part
 
 @_text.register_fake
 def _(q, *args): return q.new_empty(q.shape)
 
 @_text_grad.register_fake
-def _(g, q, k, *args): return q.new_empty(q.shape), k.new_empty((*k.shape[:2], 2, *k.shape[2:])), q.new_empty((2, q.shape[-1]), dtype=torch.float32)
+def _(g, q, place, k, *args):
+    (B, N, H, D), shares = q.shape, (q.shape[1] + 511)//512
+    return q.new_empty(q.shape), *(q.new_empty(s, dtype=torch.float32) for s in ((shares, *k.shape[:2], 2, H, D), (B, (N + 63)//64, H, D), (shares*H*B, 2, D)))
 
 def _text_back(ctx, g):
-    dq, dkv, norm = _text_grad(g, *ctx.saved_tensors, ctx.eps)
-    return dq, *dkv.unbind(2), None, *norm.unbind(), None
+    q, place, k, *others = ctx.saved_tensors
+    dq, dkv, dplace, part = _text_grad(g, q, place, k, *others, ctx.eps)
+    return dq, dplace.view(len(dplace), len(place), -1, *place.shape[1:]).sum((0, 2)).to(place.dtype), *dkv.sum(0).to(k.dtype).unbind(2), None, *part.sum(0).unbind(), None
 
 _text.register_autograd(_text_back, setup_context=remember)
 
 # %% ../nbs/01a_attention.ipynb #024-01a
-def text_attention(q:Tensor, # (B, N, h, d), d at most 128
+def text_attention(q:Tensor, # (B, T*S, h, d), d at most 128: queries of T frames
+                   place:Tensor, # (T, h, d): what each frame adds to its queries
                    k:Tensor, v:Tensor, # (B, M, h, d) of the same type, M at most 64; the keys normalised
                    mask:Tensor, # (B, M) bool: the keys that are there, at least one
                    q_norm:nn.LayerNorm, # over d
-                  ) -> Tensor: # (B, N, h, d)
-    "Cross-attention of many tokens to few: the layer norm of the queries, soft-max and products in one kernel each way."
-    return _text(q, k, v, mask, q_norm.weight, q_norm.bias, q_norm.eps)
+                  ) -> Tensor: # (B, T*S, h, d)
+    "Cross-attention of many tokens to few: each frame's offset, the layer norm of the queries, soft-max and products in one kernel each way."
+    if q.shape[1]//len(place) % 64:                                                 # a program's 64 tokens would be of two frames
+        q = (q.unflatten(1, (len(place), -1)) + place[:, None]).flatten(1, 2).to(q.dtype)
+        place = torch.zeros_like(place[:1])
+    return _text(q, place, k, v, mask, q_norm.weight, q_norm.bias, q_norm.eps)

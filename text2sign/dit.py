@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['TRITON', 'START', 'END', 'PAD', 'AGAIN', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'rotate',
-           'attend', 'has_kernel', 'SpaceAttention', 'modulate', 'Block', 'FinalLayer', 'DiT', 'check_shape',
-           'shape_of', 'tokenize', 'TextEncoder', 'frozen_encoder', 'read_frozen', 'TextAttention', 'TimeAttention',
-           'VideoBlock', 'checkpointed', 'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
+           'attend', 'has_kernel', 'SpaceAttention', 'modulate', 'Stream', 'join', 'total', 'adaln', 'MLP', 'Block',
+           'FinalLayer', 'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder', 'frozen_encoder', 'read_frozen',
+           'branch_heads', 'TextAttention', 'TimeAttention', 'VideoBlock', 'checkpointed', 'over_frames', 'VideoDiT',
+           'part_of', 'by_part', 'flops']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TRITON = find_spec('triton') is not None                             # comes with PyTorch on Linux
-if TRITON: from text2sign.attention import self_attention, text_attention
+if TRITON:
+    from text2sign.adaln import add_norm, bias_gelu
+    from text2sign.attention import self_attention, text_attention
 
 
 # %% ../nbs/01_dit.ipynb #005-01
@@ -72,30 +76,34 @@ def rotate(x:Tensor, # (B, T, S, h, d) queries or keys, d even
 
 
 # %% ../nbs/01_dit.ipynb #71cfe97f
-def attend(qkv:Tensor, # (B, L, R, 3, h, d): attention runs along L
+def attend(x:Tensor, # (B, L, R, D): attention runs along L
+           qkv:nn.Linear, # D -> 3*h*d
            q_norm:nn.Module, k_norm:nn.Module, # of queries and keys, over d; identities for none
+           heads:int, # h
            pos:Tensor|None=None, # (L,) the place of each, for a rotation; None: a set
-          ) -> Tensor: # (B, L, R, h, d)
+          ) -> Tensor: # (B, L, R, h*d)
     "Self-attention along one axis. On a GPU short sequences have a kernel of their own; the rest is PyTorch's, with R laid out as so many more heads, which copies nothing."
-    if isinstance(q_norm, nn.LayerNorm) and has_kernel(qkv, qkv.shape[1]):
-        cos, sin = (None, None) if pos is None else (o.contiguous() for o in sincos(pos, qkv.shape[-1], 100).chunk(2, -1))
-        return self_attention(qkv, q_norm, k_norm, cos, sin)
-    q, k, v = qkv.unbind(3)
+    split = lambda o: o.unflatten(-1, (3, heads, -1))                                               # (B, L, R, 3, h, d)
+    if isinstance(q_norm, nn.LayerNorm) and has_kernel(x, x.shape[1], q_norm.normalized_shape[0]):
+        cos, sin = (None, None) if pos is None else (o.contiguous() for o in sincos(pos, q_norm.normalized_shape[0], 100).chunk(2, -1))
+        return self_attention(split(F.linear(x, qkv.weight, qkv.bias.detach())), qkv.bias, q_norm, k_norm, cos, sin).flatten(-2)
+    q, k, v = split(qkv(x)).unbind(3)
     q, k = q_norm(q), k_norm(k)
     if pos is not None: q, k = rotate(q, pos), rotate(k, pos)
-    q, k, v = (o.to(v.dtype).flatten(2, 3).transpose(1, 2) for o in (q, k, v))      # (B, R*h, L, d)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).unflatten(2, qkv.shape[2:5:2])
+    q, k, v = (o.to(v.dtype).flatten(2, 3).transpose(1, 2) for o in (q, k, v))                      # (B, R*h, L, d)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
 
-def has_kernel(x:Tensor, # (..., d)
-               length:int, # of a sequence
+def has_kernel(x:Tensor, # (..., D)
+               length:int=0, # of the sequences to attend to
+               features:int=0, # of a head
               ) -> bool:
-    "Is this a case for `text2sign.attention`?"
-    return TRITON and x.is_cuda and x.dtype == torch.bfloat16 and length <= 64 and x.shape[-1] <= 128
+    "Is this a case for `text2sign.attention`, or without a length for `text2sign.adaln`?"
+    return TRITON and x.is_cuda and x.dtype == torch.bfloat16 and length <= 64 and features <= 128 and x.shape[-1] <= 2048
 
 class SpaceAttention(Attention):
-    "timm's attention, its sequences one per image."
-    def forward(self, x:Tensor) -> Tensor: # (B, S, D) -> (B, S, D)
-        return self.proj(attend(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unsqueeze(2), self.q_norm, self.k_norm).flatten(2))
+    "timm's attention, its sequences one per image; its last projection is left to `join`."
+    def forward(self, x:Tensor) -> Tensor: # (N, S, D) -> (N, S, D)
+        return attend(x.unsqueeze(2), self.qkv, self.q_norm, self.k_norm, self.num_heads).squeeze(2)
 
 
 # %% ../nbs/01_dit.ipynb #013-01
@@ -106,32 +114,72 @@ def modulate(x:Tensor, # (..., S, D) tokens of images
     "Shift and scale each image's tokens (adaLN, Peebles and Xie 2023, section 3.2)."
     return x * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
 
+class Stream(NamedTuple):
+    "Tokens, and what a branch has still to add to them: gate*(y + bias)."
+    x:Tensor                # (..., S, D)
+    y:Tensor|None=None      # the same; None: nothing
+    bias:Tensor|None=None   # (D,)
+    gate:Tensor|None=None   # (..., D), the same for all tokens of an image; None: 1
+
+def join(x:Tensor, # (..., S, D)
+         o:Tensor, # (..., S, E): what the branch made of them
+         proj:nn.Linear, # the branch's last product, E -> D
+         gate:Tensor|None=None, # (..., D)
+        ) -> Stream:
+    "Add a branch to the tokens; on a GPU it is added when somebody looks, in one kernel with the norm."
+    if has_kernel(x): return Stream(x, F.linear(o, proj.weight), proj.bias, gate)
+    return Stream(x + (proj(o) if gate is None else gate.unsqueeze(-2)*proj(o)))
+
+def total(s:Stream) -> Tensor: # (..., S, D)
+    "The tokens with all that is to be added."
+    return s.x if s.y is None else add_norm(*s)[0]
+
+def adaln(s:Stream,
+          norm:nn.LayerNorm, # with a weight and a bias, or modulated
+          shift:Tensor|None=None, scale:Tensor|None=None, # (..., D)
+         ) -> tuple[Tensor, Tensor]: # (..., S, D) twice
+    "The tokens with all that is to be added, and what the next branch gets to see of them."
+    if has_kernel(s.x):
+        x, h = add_norm(*s, *((norm.weight, norm.bias, 0.) if scale is None else (scale, shift, 1.)), norm.eps)
+        return s.x if s.y is None else x, h
+    x = total(s)
+    return x, norm(x) if scale is None else modulate(norm(x), shift, scale)
+
+# %% ../nbs/01_dit.ipynb #block-01
+class MLP(Mlp):
+    "timm's, its last product left to `join`."
+    def __init__(self, width:int): super().__init__(width, 4*width, act_layer=lambda: nn.GELU(approximate='tanh'))
+    def forward(self, x:Tensor) -> Tensor: # (..., D) -> (..., 4D)
+        if has_kernel(x): return bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias)
+        return self.act(self.fc1(x))
+
 class Block(nn.Module):
     "One transformer block of the image model: attention among the patches of one image, then an MLP, both under adaLN-Zero."
     def __init__(self, width:int, heads:int, qk_norm:bool=False):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False, eps=1e-6) for _ in range(2))
         self.attn = SpaceAttention(width, heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm)
-        self.mlp = Mlp(width, 4*width, act_layer=lambda: nn.GELU(approximate='tanh'))
+        self.mlp = MLP(width)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6*width))
 
-    def forward(self, x:Tensor, c:Tensor) -> Tensor: # (B, S, D), (B, D) -> (B, S, D)
+    def forward(self, s:Stream, c:Tensor) -> Stream: # of (B, S, D), (B, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, -1)
-        x = x + gate1[:, None] * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2[:, None] * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        x, h = adaln(s, self.norm1, shift1, scale1)
+        x, h = adaln(join(x, self.attn(h), self.attn.proj, gate1), self.norm2, shift2, scale2)
+        return join(x, self.mlp(h), self.mlp.fc2, gate2)
 
 # %% ../nbs/01_dit.ipynb #014-01
 class FinalLayer(nn.Module):
-    "Tokens become pixels: modulated norm, then `patch*patch*channels` numbers a token."
+    "Modulated norm, then `patch*patch*channels` numbers a token."
     def __init__(self, width:int, out:int):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2*width))
 
-    def forward(self, x:Tensor, c:Tensor) -> Tensor: # (..., S, D), (..., D) -> (..., S, out)
+    def forward(self, s:Stream, c:Tensor) -> Tensor: # of (..., S, D), (..., D) -> (..., S, out)
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)
-        return self.linear(modulate(self.norm_final(x), shift, scale))
+        return self.linear(adaln(s, self.norm_final, shift, scale)[1])
 
 # %% ../nbs/01_dit.ipynb #016-01
 class DiT(nn.Module):
@@ -207,16 +255,21 @@ def embed(self:DiT,
     return x + self.pos_embed.to(x.dtype)                                # under autocast the stream of tokens stays bf16: half the bytes to move
 
 @patch
+def paint(self:DiT, s:Stream, c:Tensor) -> Tensor: # of (..., S, D), (..., D) -> (..., C or 2C, size, size)
+    "Tokens become pixels."
+    return self.unpatchify(self.final_layer(s, c))
+
+@patch
 def forward(self:DiT,
             x:Tensor, # (B, C, size, size) noisy images
             t:Tensor, # (B,) noise level in [0, 1000)
             y:Tensor, # (B,) int64 class, `classes` for none
            ) -> Tensor: # (B, C or 2C, size, size)
     "What the objective asks for: noise, or the clean image (and, with `learn_sigma`, the variance after it)."
-    x = self.embed(x)                                                    # (B, S, D)
+    s = Stream(self.embed(x))                                            # (B, S, D)
     c = self.t_embedder(t) + self.y_embedder(y)                          # (B, D)
-    for block in self.blocks: x = block(x, c)
-    return self.unpatchify(self.final_layer(x, c))
+    for block in self.blocks: s = block(s, c)
+    return self.paint(s, c)
 
 # %% ../nbs/01_dit.ipynb #030-01
 def shape_of(weights:dict, # a state dict in DiT's layout
@@ -283,8 +336,12 @@ def read_frozen(texts:list[str], # B strings
     return F.layer_norm(torch.cat(out), out[0].shape[-1:]), tokens['attention_mask'].bool()
 
 # %% ../nbs/01_dit.ipynb #041-01
+def branch_heads(width:int, heads:int) -> int: # of the new branches
+    "Heads of 64 features where the width allows, which is what attention kernels like best; else as many as the image model has."
+    return heads if width % 64 else width//64
+
 class TextAttention(nn.Module):
-    "Cross-attention from the tokens of each frame to the text."
+    "Cross-attention from the tokens of each frame to the text; its last projection is left to `join`."
     def __init__(self, width:int, heads:int, text_width:int, frame_features:int=128):
         super().__init__()
         self.heads, self.frame_features = heads, frame_features
@@ -294,31 +351,34 @@ class TextAttention(nn.Module):
         self.q_norm, self.k_norm = nn.LayerNorm(width//heads), nn.LayerNorm(width//heads)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x:Tensor, # (B, T, S, D)
-                frames:Tensor, # (T,) number of each frame
+    def place(self, frames:Tensor) -> Tensor: # (T,) -> (T, D): what the number of a frame adds to its queries
+        return self.q.bias + self.frame(sincos(frames, self.frame_features, 1000))
+
+    def forward(self, h:Tensor, # (B, T, S, D), normalised
+                place:Tensor, # (T, D)
                 text:Tensor, # (B, M, E)
                 mask:Tensor, # (B, M) bool
                ) -> Tensor: # (B, T, S, D)
-        q = self.q(self.norm(x)) + self.frame(sincos(frames, self.frame_features, 1000))[:, None]
-        q = q.flatten(1, 2).unflatten(-1, (self.heads, -1))                                             # (B, T*S, h, d)
+        q, place = F.linear(h, self.q.weight).unflatten(-1, (self.heads, -1)), place.unflatten(-1, (self.heads, -1))      # (B, T, S, h, d), (T, h, d)
         k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).unbind(2)                               # (B, M, h, d)
         k = self.k_norm(k).to(v.dtype)
-        if has_kernel(q, k.shape[1]): out = text_attention(q, k, v, mask, self.q_norm)
-        else: out = F.scaled_dot_product_attention(*(o.transpose(1, 2) for o in (self.q_norm(q).to(v.dtype), k, v)), attn_mask=mask[:, None, None]).transpose(1, 2)
-        return self.proj(out.flatten(2)).view(x.shape)
+        if has_kernel(h, k.shape[1], q.shape[-1]): out = text_attention(q.flatten(1, 2), place, k, v, mask, self.q_norm)
+        else:
+            q = self.q_norm(q + place[:, None]).to(v.dtype).flatten(1, 2)                               # (B, T*S, h, d)
+            out = F.scaled_dot_product_attention(*(o.transpose(1, 2) for o in (q, k, v)), attn_mask=mask[:, None, None]).transpose(1, 2)
+        return out.reshape(h.shape)
 
 # %% ../nbs/01_dit.ipynb #043-01
 class TimeAttention(nn.Module):
-    "Self-attention of each patch along time."
+    "Self-attention of each patch along time; its last projection is left to `join`."
     def __init__(self, width:int, heads:int):
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3*width), nn.Linear(width, width)
         self.q_norm, self.k_norm = nn.LayerNorm(width//heads), nn.LayerNorm(width//heads)
 
-    def forward(self, x:Tensor, frames:Tensor) -> Tensor: # (B, T, S, D), (T,) -> (B, T, S, D)
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))                                # (B, T, S, 3, h, d)
-        return self.proj(attend(qkv, self.q_norm, self.k_norm, frames).flatten(-2))
+    def forward(self, h:Tensor, frames:Tensor) -> Tensor: # (B, T, S, D) normalised, (T,) -> (B, T, S, D)
+        return attend(h, self.qkv, self.q_norm, self.k_norm, self.heads, frames)
 
 
 # %% ../nbs/01_dit.ipynb #047-01
@@ -326,40 +386,42 @@ class VideoBlock(Block):
     "An image block with text and time between its attention and its MLP."
     def __init__(self, width:int, heads:int, qk_norm:bool=False, text_width:int=384):
         super().__init__(width, heads, qk_norm)
+        heads = branch_heads(width, heads)
         self.text_attn, self.time_attn = TextAttention(width, heads, text_width), TimeAttention(width, heads)
 
-    def space_and_text(self, x:Tensor, frames:Tensor, m:Tensor, text:Tensor, mask:Tensor) -> Tensor: # some frames: (B, t, S, D)
+    def space_and_text(self, s:Stream, m:Tensor, place:Tensor, text:Tensor, mask:Tensor) -> tuple[Tensor, Tensor]: # some frames: of (B, t, S, D), (B, t, 3D), (1, t, D) -> their tokens, and what time attends to
         shift, scale, gate = m.chunk(3, -1)
-        h = modulate(self.norm1(x), shift, scale)
-        x = x + gate[:, :, None] * self.attn(h.flatten(0, 1)).view(x.shape)
-        return x + self.text_attn(x, frames, text, mask)
+        x, h = adaln(s, self.norm1, shift, scale)
+        x, h = adaln(join(x, self.attn(h.flatten(0, 1)).view(x.shape), self.attn.proj, gate), self.text_attn.norm)
+        return adaln(join(x, self.text_attn(h, place[0], text, mask), self.text_attn.proj), self.time_attn.norm)
 
-    def feed_forward(self, x:Tensor, frames:Tensor, m:Tensor) -> Tensor: # some frames: (B, t, S, D)
+    def feed_forward(self, x:Tensor, o:Tensor, m:Tensor) -> Stream: # some frames: (B, t, S, D), what time made of them, (B, t, 3D)
         shift, scale, gate = m.chunk(3, -1)
-        return x + gate[:, :, None] * self.mlp(modulate(self.norm2(x), shift, scale))
+        x, h = adaln(join(x, o, self.time_attn.proj), self.norm2, shift, scale)
+        return join(x, self.mlp(h), self.mlp.fc2, gate)
 
-    def forward(self, x:Tensor, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, frame_chunk:int|None=None) -> Tensor: # c (B, T, D)
+    def forward(self, s:Stream, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, frame_chunk:int|None=None) -> Stream: # of (B, T, S, D); c (B, T, D)
         before, after = self.adaLN_modulation(c).chunk(2, -1)               # (B, T, 3D): for the attention, for the MLP
-        x = over_frames(self.space_and_text, x, frames, before, text, mask, frame_chunk=frame_chunk)
-        x = x + checkpointed(self.time_attn, x, frames, when=frame_chunk)
-        return over_frames(self.feed_forward, x, frames, after, frame_chunk=frame_chunk)
+        place = self.text_attn.place(frames)[None]
+        if frame_chunk is None:
+            x, h = self.space_and_text(s, before, place, text, mask)
+            return self.feed_forward(x, self.time_attn(h, frames), after)
+        x, h = over_frames(frame_chunk, lambda x, *args: self.space_and_text(Stream(x), *args, text, mask), total(s), before, place)
+        o = checkpointed(self.time_attn, h, frames)
+        return Stream(*over_frames(frame_chunk, lambda *args: (total(self.feed_forward(*args)),), x, o, after))
 
 # %% ../nbs/01_dit.ipynb #048-01
-def checkpointed(f, *args, when=True):
-    "`f(*args)`, its inner activations recomputed in the backward pass `when` asked for and a backward pass is to come."
-    return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if when and torch.is_grad_enabled() else f(*args)
+def checkpointed(f, *args):
+    "`f(*args)`, its inner activations recomputed in the backward pass, if there is to be one."
+    return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f(*args)
 
-def over_frames(f, # works frame by frame: f(x, frames, m, *args) -> like x
-                x:Tensor, # (B, T, S, D)
-                frames:Tensor, # (T,) their numbers
-                m:Tensor, # (B, T, 3D) their modulation
-                *args, # the same for every frame
-                frame_chunk:int|None=None, # frames at a time; None: all at once, nothing recomputed
-               ) -> Tensor: # (B, T, S, D)
-    "Apply `f` to the whole clip or chunk by chunk; the last chunk may be shorter."
-    if frame_chunk is None: return f(x, frames, m, *args)
-    pieces = zip(x.split(frame_chunk, 1), frames.split(frame_chunk), m.split(frame_chunk, 1))
-    return torch.cat([checkpointed(f, *piece, *args) for piece in pieces], 1)
+def over_frames(n:int, # frames at a time
+                f, # works frame by frame: gives several tensors (B, t, ...)
+                *inputs:Tensor, # (B, T, ...) each
+               ) -> list[Tensor]: # what `f` gives, for all frames
+    "Apply `f` chunk by chunk, forgetting its inner activations; the last chunk may be shorter."
+    pieces = [checkpointed(f, *piece) for piece in zip(*(v.split(n, 1) for v in inputs))]
+    return [torch.cat(parts, 1) for parts in zip(*pieces)]
 
 # %% ../nbs/01_dit.ipynb #050-01
 class VideoDiT(DiT):
@@ -374,7 +436,7 @@ class VideoDiT(DiT):
         self.text_width = text_width or min(image.get('width', 1152), 384)      # known before the blocks are made
         super().__init__(**image)
         self.encoder, self.text_encoder = encoder, None if encoder else TextEncoder(self.text_width, text_depth)
-        self.text_cond = TextAttention(self.width, self.heads, self.text_width) if text_cond else None
+        self.text_cond = TextAttention(self.width, branch_heads(self.width, self.heads), self.text_width) if text_cond else None
         for branch in self.branches(): nn.init.zeros_(branch.proj.weight); nn.init.zeros_(branch.proj.bias)
         self.config |= dict(text_width=self.text_width, text_depth=text_depth, encoder=encoder, text_cond=text_cond)
 
@@ -417,12 +479,13 @@ def forward(self:VideoDiT,
     if len(text if isinstance(text, list) else text[0]) != B: raise ValueError(f'{len(text if isinstance(text, list) else text[0])} texts for {B} clips')
     tokens, mask = text if isinstance(text, tuple) and text[0].is_floating_point() else self.encode(text)
     frames = torch.arange(T, device=x.device)
-    x = self.embed(x.flatten(0, 1)).unflatten(0, (B, T))                                        # (B, T, S, D)
+    s = Stream(self.embed(x.flatten(0, 1)).unflatten(0, (B, T)))                                # (B, T, S, D)
     c = self.t_embedder(t) + self.y_embedder(torch.full_like(t, self.classes, dtype=torch.long))  # (B, D): the null class
     c = c[:, None].expand(-1, T, -1)                                                            # (B, T, D)
-    if self.text_cond is not None: c = c + self.text_cond(c[:, :, None], frames, tokens, mask)[:, :, 0]   # a frame's c is its only token
-    for block in self.blocks: x = block(x, frames, c, tokens, mask, frame_chunk)
-    return self.unpatchify(self.final_layer(x, c))
+    if (tell := self.text_cond) is not None:                                                   # a frame's c is its only token
+        c = c + tell.proj(tell(tell.norm(c)[:, :, None], tell.place(frames), tokens, mask))[:, :, 0]
+    for block in self.blocks: s = block(s, frames, c, tokens, mask, frame_chunk)
+    return self.paint(s, c)
 
 # %% ../nbs/01_dit.ipynb #053-01
 def part_of(name:str) -> str: # 'image model', 'text', 'time' or 'text encoder'

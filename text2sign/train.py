@@ -196,7 +196,8 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device, self.recorded = model.pos_embed.device, None                   # forward and backward pass as a CUDA graph, see `recorded_forward_backward`
+        self.device, self.noised, self.score = model.pos_embed.device, objective.noised, objective.loss
+        self.recorded = None                                                        # forward and backward pass as a CUDA graph, see `recorded_forward_backward`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
         moments = {f'{name}.{k}': v for k, p in self.params.items() for name, v in self.optimizer.state.get(p, {}).items()}
@@ -256,8 +257,8 @@ def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor) -> Tensor: # (B,)
     "One loss for each item."
     kwargs = dict(frame_chunk=self.recipe.frame_chunk or None) if isinstance(self.model, VideoDiT) else {}
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bf16'):
-        out = self.model(self.objective.noised(x, eps, t), t, cond, **kwargs)
-    return self.objective.loss(out, x, eps, t)
+        out = self.model(self.noised(x, eps, t), t, cond, **kwargs)
+    return self.score(out, x, eps, t)
 
 @patch
 def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x, cond, t, eps)
@@ -420,6 +421,7 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
 # %% ../nbs/05_train.ipynb #d8590388
 def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
     "One block compiles in seconds and serves all, the whole model takes minutes. Chunks of frames are compiled as one chunk, not unrolled."
+    model.embed, model.paint = torch.compile(model.embed), torch.compile(model.paint)
     for block in model.blocks:
         if not frame_chunk: block.compile()
         else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
@@ -471,6 +473,7 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     if tr.recorded: return 0.
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
+    tr.noised, tr.score = torch.compile(tr.noised), torch.compile(tr.score)
     try:
         if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_forward_backward(tr); tr.recorded(tr.draw(batches, tr.step))
         else: tr.forward_backward(tr.draw(batches, tr.step)[:1])
