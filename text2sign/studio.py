@@ -6,11 +6,11 @@
 __all__ = ['KEYS', 'FORMATS', 'config_of', 'checkpoints', 'label', 'load_video', 'image_tag', 'video_tag', 'letters_tag',
            'controls', 'Panel', 'Stopped', 'Made', 'small', 'slug', 'panel', 'history', 'places', 'put', 'run_render',
            'words_of', 'run_sample', 'video_model', 'clips_like', 'run_check', 'trained_on', 'real_clips',
-           'run_evaluate', 'run_notebook', 'notebook_settings', 'parameters', 'run_train', 'go_on', 'Parser',
-           'Formatter', 'add_sampling', 'add_drawing', 'parser', 'main']
+           'run_evaluate', 'run_notebook', 'end_kernel', 'notebook_settings', 'parameters', 'run_train', 'go_on',
+           'Parser', 'Formatter', 'add_sampling', 'add_drawing', 'parser', 'main']
 
 # %% ../nbs/09_studio.ipynb #002-09
-import argparse, base64, html, json, re, sys, threading, time
+import argparse, base64, contextlib, html, json, logging, re, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -393,22 +393,41 @@ def run_evaluate(a) -> None:
 def run_notebook(path, out, # notebook; where its executed copy goes
                  parameters:dict, # of papermill
                 ) -> str: # '' for success, else the error in one line
-    "Execute a notebook with its prints on this terminal; Ctrl-C interrupts its kernel, not this process."
-    import papermill, psutil, signal
-    from concurrent.futures import ThreadPoolExecutor
+    "Execute a notebook with its prints on this terminal. Ctrl-C terminates its kernel, in which a training saves first; a second one kills it."
+    import papermill, signal
+    from concurrent.futures import ThreadPoolExecutor, wait
     from nbclient.exceptions import DeadKernelError
-    def to_kernel(*_):
-        for child in psutil.Process().children():
-            if any('ipykernel' in part for part in child.cmdline()): child.send_signal(signal.SIGINT)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    old = signal.signal(signal.SIGINT, to_kernel)
+    asked, told = [], set()
+    def ask(*_):
+        if not asked: print('Ctrl-C: a training saves first; another one ends it at once', file=sys.stderr)
+        asked.append(True)
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)           # an error is returned instead
+    old = signal.signal(signal.SIGINT, ask)
     try:
-        with ThreadPoolExecutor(1) as pool: pool.submit(papermill.execute_notebook, str(path), str(out), parameters, progress_bar=False, autosave_cell_every=60,
-                                                              stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=ERROR']).result()
-    except DeadKernelError: return 'the kernel was killed, for lack of memory perhaps; what was saved is kept (resume goes on with it)'
-    except papermill.PapermillExecutionError as e: return f'{e.ename}: {(str(e.evalue).splitlines() or [""])[0]}'.rstrip(': ')
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(papermill.execute_notebook, str(path), str(out), parameters, progress_bar=False, autosave_cell_every=60,
+                              stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=['--log-level=ERROR'])
+            while wait([job], .1).not_done:
+                if asked: end_kernel(told, kill=len(asked) > 1)
     finally: signal.signal(signal.SIGINT, old)
+    e = job.exception()
+    if isinstance(e, papermill.PapermillExecutionError): return f'{e.ename}: {(str(e.evalue).splitlines() or [""])[0]}'.rstrip(': ')
+    if e and asked: return 'KeyboardInterrupt'
+    if isinstance(e, DeadKernelError): return 'the kernel was killed, for lack of memory perhaps; what was saved is kept (resume goes on with it)'
+    if e: raise e
     return ''
+
+def end_kernel(told:set, # kernels that were terminated already: each hears it once
+               kill:bool, # at once, with the processes that it started
+              ) -> None:
+    "End this process's kernel, as soon as there is one."
+    import psutil
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for kernel in {p for p in psutil.Process().children() if any('ipykernel' in part for part in p.cmdline())}:
+            for p in [*kernel.children(recursive=True), kernel] if kill else {kernel} - told: p.kill() if kill else p.terminate()
+            told.add(kernel)
+
 
 # %% ../nbs/09_studio.ipynb #066-09
 def notebook_settings() -> dict: # name -> (default, kind, help) of the training notebook's parameters

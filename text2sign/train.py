@@ -307,16 +307,16 @@ def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss,
 # %% ../nbs/05_train.ipynb #036-05
 @contextmanager
 def interruptible():
-    "Within this context Ctrl-C only raises a flag, `asked()`; a second Ctrl-C interrupts at once."
+    "Within this context Ctrl-C, or SIGTERM (`kill`), only raises a flag, `asked()`; a second one interrupts at once."
     asked = []
     def handler(signum, frame):
         if asked: raise KeyboardInterrupt
         asked.append(signum)
     main = threading.current_thread() is threading.main_thread()        # signals reach the main thread only
-    old = signal.signal(signal.SIGINT, handler) if main else None
+    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield lambda: bool(asked)
     finally:
-        if main: signal.signal(signal.SIGINT, old)
+        for s, before in old.items(): signal.signal(s, before)
 
 def clock(seconds:float) -> str: # 125 -> '2:05'
     return f'{int(seconds)//60}:{int(seconds)%60:02d}'
@@ -531,7 +531,7 @@ def fit(tr:Trainer,
                 now = time.perf_counter()
                 speed, spent = (tr.step - marked)*batches.batch/(now - mark), spent + now - mark      # looking up is not training
                 row = {k: v.item() for k, v in row.items()} | dict(step=tr.step, lr=tr.recipe.lr_at(tr.step - 1), seconds=spent, speed=speed, chip=work*speed/peak, memory=memory(tr.device), skipped=skips.skipped)
-                numbers, shown = tr.look(held_out, preview, score) if samples or stop else ({}, {})
+                numbers, shown = tr.look(held_out, preview, score) if samples or stop and not asked() else ({}, {})      # who interrupts is not kept waiting
                 note(row | numbers, shown, (total - tr.step)*(now - start)/(tr.step - begun))
                 mark, marked = time.perf_counter(), tr.step
             if first and (stop or time.perf_counter() - saved > (save_minutes and max(60*save_minutes, 20*cost))):
@@ -639,18 +639,20 @@ def launch(job, # called in every process as job(accelerator)
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]          # one that is free
     here = dict(world_size=processes, local_world_size=processes, master_addr='127.0.0.1', master_port=port)
     here |= ({} if gpus else dict(accelerate_use_cpu='yes')) | (dict(gloo_socket_ifname='lo') if sys.platform == 'linux' else {})
-    with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
-    asked = done = False
-    while not done:
-        try: done = started.join()
-        except KeyboardInterrupt:
-            asked = True
-            for process in started.processes:
-                if process.is_alive(): os.kill(process.pid, signal.SIGINT)
-        except ProcessRaisedException as e:
-            kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
-            plain = {error.__name__: error for error in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}.get(kind.split('.')[-1])      # said in one line
-            raise (plain(said) if plain else e) from None
+    asked, done, before = False, False, signal.signal(signal.SIGTERM, signal.default_int_handler)      # it interrupts, as Ctrl-C does
+    try:
+        with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
+        while not done:
+            try: done = started.join()
+            except KeyboardInterrupt:
+                asked = True
+                for process in started.processes:
+                    if process.is_alive(): os.kill(process.pid, signal.SIGINT)
+            except ProcessRaisedException as e:
+                kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
+                plain = {error.__name__: error for error in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}.get(kind.split('.')[-1])      # said in one line
+                raise (plain(said) if plain else e) from None
+    finally: signal.signal(signal.SIGTERM, before)
     if asked: raise KeyboardInterrupt
 
 # %% ../nbs/05_train.ipynb #076-05
