@@ -10,7 +10,7 @@ __all__ = ['KEYS', 'FORMATS', 'config_of', 'checkpoints', 'label', 'load_video',
            'Parser', 'Formatter', 'add_sampling', 'add_drawing', 'parser', 'main']
 
 # %% ../nbs/09_studio.ipynb #002-09
-import argparse, base64, contextlib, html, json, logging, re, sys, threading, time
+import argparse, ast, base64, contextlib, html, json, logging, re, sys, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -447,21 +447,27 @@ def parameters(pairs:list, known:dict) -> dict: # (name, value) texts -> name ->
 
 def run_train(a) -> int: # 1 if the training ended in an error, 130 after Ctrl-C
     from text2sign.corpus import root
-    from text2sign.train import find_run
-    given, began = parameters(a.p or [], notebook_settings()) | (dict(resume=a.resume) if a.resume else {}), time.time()
-    find_run(given.get('run', ''), '.new', given.get('resume', ''))
+    from text2sign.train import agree, check_settings, find_run
+    known, began = notebook_settings(), time.time()
+    given, defaults = parameters(a.p or [], known) | (dict(resume=a.resume) if a.resume else {}), {k: ast.literal_eval(default) for k, (default, *_) in known.items()}
+    settings = defaults | given
+    folder = find_run(settings['run'], '.new', settings['resume'])
+    check_settings(agree(folder, settings, defaults, given) if settings['resume'] else settings)
     out = root()/'outputs'/f'train-{time.strftime("%Y%m%d-%H%M%S")}.ipynb'
     print(f'the notebook first tests itself, then trains, from "run ... on ..." on; its executed copy will be {out}', file=sys.stderr)
     error = run_notebook(root()/'nbs'/'05_train.ipynb', out, given)
-    if error.startswith('KeyboardInterrupt'): print(f'text2sign: interrupted; {go_on(began)}', file=sys.stderr); return 130
+    if error.startswith('KeyboardInterrupt'): print(f'text2sign: interrupted; {go_on(began, resumed=settings["resume"] and folder.name)}', file=sys.stderr); return 130
     if error: print(f'text2sign: error: {error} (the traceback is in {out})', file=sys.stderr)
     return int(bool(error))
 
 def go_on(since:float, # seconds since 1970
-          folder=None) -> str: # how to go on with the run that was saved since then
+          folder=None, # of the runs; None: `checkpoints` of the repository
+          resumed='', # the run that was resumed
+         ) -> str: # how to go on with the run that was saved since then
     from text2sign.corpus import root
     saved = [p for p in Path(folder or root()/'checkpoints').glob('*/*-state-*.safetensors') if p.stat().st_mtime >= since and not p.parent.is_symlink()]
-    return f'saved; go on with: text2sign train --resume {max(saved, key=lambda p: p.stat().st_mtime).parent.name}' if saved else 'nothing had been saved yet'
+    name = max(saved, key=lambda p: p.stat().st_mtime).parent.name if saved else resumed
+    return ('saved' if saved else 'nothing new had been saved') + (f'; go on with: text2sign train --resume {name}' if name else '')
 
 # %% ../nbs/09_studio.ipynb #069-09
 class Parser(argparse.ArgumentParser):

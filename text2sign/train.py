@@ -7,7 +7,8 @@ __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe'
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
            'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'tensors',
            'recorded_forward_backward', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue',
-           'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree',
+           'own_data', 'check_settings', 'check_data_settings']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, socket, sys, threading, time, weakref
@@ -15,17 +16,18 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .corpus import Clips, picture, root, strips
-from .diffusion import stratified
+from .corpus import Clips, check_drawing, check_language, frames_needed, picture, root, strips
+from .diffusion import objective, stratified
 from .dit import DiT, VideoDiT, by_part, flops, tokenize
 from .finite import Guard, first_nonfinite
-from .surgery import read_checkpoint, remove, save, save_tensors, shards
+from .surgery import find_checkpoint, read_checkpoint, remove, save, save_tensors, shards
 
 # %% ../nbs/05_train.ipynb #010-05
 def generator(device, # where the numbers are wanted
@@ -726,7 +728,9 @@ def find_run(name:str, # of the run; '' takes the default
     "Where a run belongs. Raises FileExistsError for a name that is taken, ValueError for one that is a path, FileNotFoundError for nothing to resume, in one line."
     base = Path(base or root()/'checkpoints')
     folder = base/(resume or name or default)
+    if resume and folder.is_symlink(): folder = base/folder.resolve().name         # `latest`: the run that it means
     if '/' in (resume or name): raise ValueError(f'run {resume or name!r}: a run is a folder in {base}, so its name has no slash')
+    if not resume and name == 'latest': raise ValueError("run 'latest': this name is for the newest run, whichever that is: choose another")
     if not resume and folder.with_name(f'{folder.name}.safetensors').exists(): raise FileExistsError(f'run {folder.name!r} has the name of a checkpoint in {base}, which would be loaded in its place: choose another name')
     if resume and not (folder/'settings.json').exists(): raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(sorted(p.parent.name for p in base.glob("*/settings.json") if not p.parent.is_symlink())) or "none"}')
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
@@ -746,11 +750,48 @@ def start_run(folder:Path, settings:dict) -> None:
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
+          explicit=(), # names of those that were given whatever their values
           anew=('run', 'resume', 'device', 'processes'), # are taken as they are now
           free=('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep', 'accumulation', 'frame_chunk', 'fit_memory'), # may be given anew
          ) -> dict: # settings to use
     "The settings of a resumed run: the saved ones, and of `free` those given now. Raises ValueError naming those that were given, are not free and differ."
-    saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k]}      # a setting at its default was not given
+    saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k] or k in explicit}      # a setting at its default was not given, as far as one knows
     differ = [f'{k} was {saved[k]!r}, now {v!r}' for k, v in now.items() if k not in (*anew, *free) and v != saved[k]]
     if differ: raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}')
     return saved | {k: v for k, v in now.items() if k in free} | {k: given[k] for k in anew}
+
+# %% ../nbs/05_train.ipynb #check-settings-05
+def own_data(data:str, # the setting
+            ) -> Path|None: # None: it is the language of the embedded corpus
+    "Where somebody's own clips are. Raises FileNotFoundError, or ValueError for a file that can hold none."
+    path = next((p for p in (Path(data).expanduser(), root()/data) if data and p.exists()), None)      # papermill runs where you are, JupyterLab in nbs/
+    if path is None and (os.sep in data or Path(data).suffix): raise FileNotFoundError(f'data={data}: no such folder or file, here ({Path.cwd()}) or in the repository')
+    if path and not path.is_dir() and path.suffix.lower() not in ('.npz', '.csv'): raise ValueError(f'data={data} is one {path.suffix or "nameless"} file: give the folder of the videos and their texts, a .csv that lists them, or saved Clips (.npz)')
+    return path
+
+def check_settings(settings:dict, # of the run: name -> value
+                  ) -> None:
+    "Raises ValueError or FileNotFoundError in one line for what no training can start with."
+    s = SimpleNamespace(**settings)
+    if s.stage not in ('image', 'video', 'both'): raise ValueError(f'stage is {s.stage!r}: use image, video or both')
+    if s.stage == 'video' and not s.pretrained: raise ValueError('stage=video needs pretrained=FILE, an image or video checkpoint to start from; or use stage=both')
+    for k in ('words', 'frames', 'patch_size', 'width', 'depth', 'heads', 'image_batch', 'batch', 'accumulation', 'processes', 'log_every', 'sample_every', 'score_steps', 'keep'):
+        if settings[k] < 1: raise ValueError(f'{k} is {settings[k]}: at least 1 is needed')
+    for k, stage in (('image_', 'image'), ('', 'video')):
+        if s.stage not in (stage, 'both'): continue
+        Recipe(settings[k + 'steps'], settings[k + 'lr'], clip=s.clip)
+        if settings[k + 'batch'] % (s.accumulation*s.processes): raise ValueError(f'{k}batch={settings[k + "batch"]} does not divide into accumulation={s.accumulation} equal pieces on each of {s.processes} processes')
+    pick_precision(s.precision, pick_device(s.device))
+    if s.objective_name != 'auto': objective(s.objective_name)
+    kind = read_checkpoint(find_checkpoint(s.pretrained))[1].get('kind') if s.pretrained else ''
+    if kind == 'VideoDiT' and s.stage != 'video': raise ValueError(f'{s.pretrained} is a video model: go on with it by stage=video, or start anew with an empty pretrained')
+    check_data_settings(s)
+
+def check_data_settings(s) -> None: # settings as attributes
+    if s.framing not in ('cover', 'pad'): raise ValueError(f'framing is {s.framing!r}: use cover or pad')
+    if not s.fps > 0: raise ValueError(f'fps is {s.fps}: give a positive number')
+    if own_data(s.data): return
+    check_language(s.data); check_drawing(s.size, s.crop, s.look)
+    if s.max_letters < 2: raise ValueError(f'max_letters is {s.max_letters}: at least 2 are needed')
+    if s.frames < (need := frames_needed('A'*s.max_letters)): raise ValueError(f'frames is {s.frames}: words of max_letters={s.max_letters} need {need}')
+
