@@ -17,19 +17,25 @@ from fastcore.basics import patch
 
 # %% ../nbs/09_studio.ipynb #007-09
 def config_of(path) -> dict: # the configuration a checkpoint carries; {} for a file that carries none
-    "Read without the weights."
-    from safetensors import safe_open
-    with safe_open(path, 'np') as f: return json.loads((f.metadata() or {}).get('config', '{}'))
+    "Read without the weights. Raises ValueError in one line for a file that cannot be read."
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, 'np') as f: return json.loads((f.metadata() or {}).get('config', '{}'))
+    except (SafetensorError, OSError, ValueError) as e: raise ValueError(f'{path} cannot be read as a checkpoint ({str(e).splitlines()[0]})') from None
 
 def checkpoints(folder=None, # None: `checkpoints` of the repository
-               ) -> dict: # label -> path: the video models in it and in its runs, by name
+               ) -> dict: # label -> path: the video models in it and in its runs, by name; at the end, what cannot be read
     from text2sign.corpus import root
-    folder = Path(folder or root()/'checkpoints')
-    files = sorted(folder.glob('*.safetensors')) + [p for p in sorted(folder.glob('*/video.safetensors')) if not p.parent.is_symlink()]
-    return {label(p, c): p for p in files if (c := config_of(p)).get('kind') == 'VideoDiT'}
+    folder, found, broken = Path(folder or root()/'checkpoints'), {}, {}
+    for p in sorted(folder.glob('*.safetensors')) + [p for p in sorted(folder.glob('*/video.safetensors')) if not p.parent.is_symlink()]:
+        try: c = config_of(p)
+        except ValueError: broken[f'{p.relative_to(folder)} (cannot be read)'] = p; continue
+        if c.get('kind') == 'VideoDiT': found[label(p, c)] = p
+    return found | broken
 
 def label(path, config:dict) -> str: # 'fs-ase (hand, 64 px)'; a run's file has the run's name
     return f'{path.parent.name if path.stem == "video" else path.stem} ({config.get("crop") or "own videos"}, {config["size"]} px)'
+
 
 # %% ../nbs/09_studio.ipynb #011-09
 def load_video(name, # as `find_checkpoint` takes it
@@ -89,14 +95,11 @@ class Panel:
     def __init__(self, model='fs-ase', reader=None, folder=None):
         import ipywidgets as w
         from text2sign.corpus import root
-        from text2sign.evaluate import load_reader
         self.folder, self.elsewhere, self.loaded = Path(folder or root()/'checkpoints'), bool(folder), {}
-        mine = self.folder/'reader-conv.safetensors'
-        self.reader = load_reader(reader or mine) if isinstance(reader, (str, Path)) or reader is None and mine.exists() else reader
         self.made, self.failure = [], None
         self.running, self.stopping = False, threading.Event()
         self.bar, self.status = w.IntProgress(0, 0, 1, layout=w.Layout(width='22em')), w.HTML()
-        choices = self.choices(model)
+        self.reader, choices = self.judge(reader), self.choices(model)
         self.settings = [controls(choices) for _ in range(2)]
         self.compare, self.go, self.stop = w.Checkbox(False, description='compare', indent=False), w.Button(description='Generate', button_style='primary'), w.Button(description='Stop', disabled=True)
         self.results, self.scrub = [w.HTML() for _ in range(2)], w.IntSlider(1, 1, 1, description='Denoising', layout=w.Layout(width='40em'))
@@ -104,6 +107,14 @@ class Panel:
         self.wire(); self.arrange()
 
 # %% ../nbs/09_studio.ipynb #022-09
+@patch
+def judge(self:Panel, reader): # `Reader`, its path, or None: the one in the folder -> `Reader`, or None where there is none
+    from text2sign.evaluate import load_reader
+    file = self.folder/'reader-conv.safetensors' if reader is None else reader
+    if not isinstance(file, (str, Path)): return reader
+    try: return load_reader(file) if reader or file.exists() else None
+    except (OSError, ValueError) as e: self.say(e, error=True)
+
 @patch
 def choices(self:Panel, model) -> dict: # label -> path or model; the one asked for comes first
     from text2sign.surgery import find_checkpoint
@@ -383,6 +394,7 @@ def run_evaluate(a) -> None:
     except FileNotFoundError: raise FileNotFoundError(f'no readers in {folder}; make them (minutes on a GPU): python -c "from text2sign.evaluate import make_readers; make_readers()"') from None
     path, model = find_checkpoint(a.checkpoint), load_video(a.checkpoint, dev); c = model.config
     if c.get('language') != 'ase': raise ValueError(f'{path} signs {c.get("language") or "an unknown language"}; the readers know ase only')
+    if lacks := [k for k in ('crop', 'frames') if not c.get(k)]: raise ValueError(f'{path} does not say its {" and its ".join(lacks)}, so that no real clips can be drawn to compare with: evaluate a model that 05_train has made')
     clips, near = real_clips(c, trained_on(path), a.words)
     def renderer(texts, frames): return spell(texts, frames, c['size'], c['crop'], 13, progress=False, look=c.get('look', 'day')).frames
     board = scoreboard(partial(generate, model, steps=a.steps, guidance=a.guidance, progress=sys.stderr.isatty()), readers, clips, near, renderer)

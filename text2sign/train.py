@@ -733,6 +733,7 @@ def find_run(name:str, # of the run; '' takes the default
     if not resume and name == 'latest': raise ValueError("run 'latest': this name is for the newest run, whichever that is: choose another")
     if not resume and folder.with_name(f'{folder.name}.safetensors').exists(): raise FileExistsError(f'run {folder.name!r} has the name of a checkpoint in {base}, which would be loaded in its place: choose another name')
     if resume and not (folder/'settings.json').exists(): raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(sorted(p.parent.name for p in base.glob("*/settings.json") if not p.parent.is_symlink())) or "none"}')
+    if not resume and folder.exists() and not (folder/'settings.json').exists(): raise FileExistsError(f'{folder} is there, but is no run: delete it, or choose another name')
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
     return folder
 
