@@ -122,9 +122,12 @@ def load(cls:Clips, path # a file that `Clips.save` wrote
         ) -> Clips:
     "Read what `Clips.save` wrote. Raises FileNotFoundError, or ValueError where it holds no clips."
     if not Path(path).exists(): raise FileNotFoundError(f'no clips at {path}')
-    with np.load(path, allow_pickle=False) as z:
-        if 'frames' not in z: raise ValueError(f'{path} holds no clips: it has {", ".join(z)}')
-        return cls(**{k:z[k].tolist() if k in ('texts','names','signers','fps','language','alphabet','vae') else z[k] for k in z})
+    try:
+        with np.load(path, allow_pickle=False) as z: found = dict(z)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile): raise ValueError(f'{path} holds no clips: a file that `Clips.save` wrote is needed') from None
+    if not {'frames', 'texts'} <= found.keys() <= {f.name for f in fields(cls)}: raise ValueError(f'{path} holds no clips: it has {", ".join(found)}')
+    return cls(**{k: v.tolist() if k in ('texts','names','signers','fps','language','alphabet','vae') else v for k,v in found.items()})
+
 
 # %% ../nbs/00_corpus.ipynb #023-00
 def strip(frames,   # uint8 (T,H,W,C): one clip

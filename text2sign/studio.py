@@ -346,6 +346,7 @@ def clips_like(model, data:str=''): # a file of `Clips`, '' for the corpus -> `C
     if data: clips = Clips.load(data)
     elif model.channels != 3: raise ValueError(f'this model works on latents of {model.channels} channels: give some of its size with --data clips.npz')
     else: clips = spell(['HI', 'ZOE', 'CAB', 'JO'], 14, model.size, c.get('crop', 'hand'), 1, c.get('language') or 'ase', cache=False, progress=False, look=c.get('look', 'day'))
+    if not len(clips): raise ValueError(f'{data} holds no clips')
     if clips.frames.shape[2:] != (model.size, model.size, model.channels): raise ValueError(f'clips of {clips.frames.shape[2]}x{clips.frames.shape[3]}x{clips.frames.shape[4]} do not fit a model of {model.size}x{model.size}x{model.channels}')
     return clips
 
