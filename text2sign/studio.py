@@ -512,15 +512,15 @@ def within(kind, low, high=float('inf')): # a type for argparse: int or float, f
     return read
 
 def add_sampling(p) -> None: # the arguments that `sample` and `evaluate` share
-    p.add_argument('--checkpoint', default='fs-ase', metavar='NAME', help='a file, a name in checkpoints/, or a run such as latest')
-    p.add_argument('--steps', type=within(int, 1), default=12, help='of the sampler')
-    p.add_argument('--guidance', type=within(float, 0), default=2., help='how strongly to follow the text; 1: the model as it is')
+    p.add_argument('--checkpoint', default='fs-ase', metavar='NAME', help='a file, or a name in checkpoints/: a model, a run, or latest (the newest run)')
+    p.add_argument('--steps', type=within(int, 1), default=12, help='sampling steps: fewer are faster, more are finer')
+    p.add_argument('--guidance', type=within(float, 0), default=2., help='how strongly to follow the text; 1: the model as it is, 0: without the text')
     p.add_argument('--device', default='auto', metavar='NAME', help='cpu, cuda, or auto: a GPU if there is one')
 
 def add_drawing(p) -> None: # the arguments that `sample` and `render` share
-    p.add_argument('--out', default='', metavar='PATH', help=f'a file ({", ".join(FORMATS)}) or, for several clips, a folder; without it: outputs/')
-    p.add_argument('--frames', type=within(int, 1), help='of each clip; without it: as many as it takes')
-    p.add_argument('--seed', type=within(int, 0), default=0, help='same seed, same clip')
+    p.add_argument('--out', default='', metavar='PATH', help=f'a file ({", ".join(FORMATS)}) or, for several clips, a folder; without it: a name made of the text, in outputs/')
+    p.add_argument('--frames', type=within(int, 1), help='of each clip; without it: as many as its text needs')
+    p.add_argument('--seed', type=within(int, 0), default=0, help='of all that is random: same seed, same clip')
 
 # %% ../nbs/09_studio.ipynb #070-09
 def parser(argv=()) -> Parser: # argv: only to know whether the long list of training settings is wanted
@@ -528,12 +528,12 @@ def parser(argv=()) -> Parser: # argv: only to know whether the long list of tra
     top.add_argument('--version', action='version', version=f'text2sign {__import__("text2sign").__version__}')
     commands = top.add_subparsers(metavar='COMMAND')
     def command(name, run, about, more=''):
-        p = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + '.' + more, formatter_class=Formatter, prog=f'text2sign {name}')
+        p = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + '.'*(about[-1] != '?') + more, formatter_class=Formatter, prog=f'text2sign {name}')
         p.set_defaults(run=run); return p
 
-    p = command('train', run_train, 'train a model: run the training notebook', ' Ctrl-C saves and then stops; --resume goes on from there.')
-    p.add_argument('--resume', metavar='RUN', help='go on with this run (a folder in checkpoints/, or latest)')
-    p.add_argument('-p', nargs=2, action='append', metavar=('NAME', 'VALUE'), help='a setting; may be given again')
+    p = command('train', run_train, 'train a model: run the training notebook', ' Without any setting the shipped model is fine-tuned to other colours, in a few minutes. Ctrl-C saves and then stops; --resume goes on from there. The run is kept in checkpoints/, the executed notebook in outputs/.')
+    p.add_argument('--resume', metavar='RUN', help='go on with this run (a folder in checkpoints/; latest: the newest)')
+    p.add_argument('-p', nargs=2, action='append', metavar=('NAME', 'VALUE'), help='a setting of those below, such as -p minutes 60; may be given again')
     if 'train' in argv and {'-h', '--help'} & set(argv): p.epilog = 'settings for -p:\n' + '\n'.join(f'  {k:<15}{kind + " = " + default:<16}  {about}' for k, (default, kind, about) in notebook_settings().items())
 
     p = command('sample', run_sample, 'make clips from words', ' Prints the path of each clip.')
@@ -544,24 +544,24 @@ def parser(argv=()) -> Parser: # argv: only to know whether the long list of tra
     p.add_argument('--height', type=within(int, 1, 4096), help='of the pictures in the file, pixels; without it: as the model makes them')
     p.add_argument('--speed', type=within(float, .01, 50), default=1., help='2 plays twice as fast')
 
-    p = command('evaluate', run_evaluate, 'read the clips of a model back: the scoreboard', ' Many clips are made: minutes on a GPU, hours on a CPU unless --words is small.')
+    p = command('evaluate', run_evaluate, 'read the clips of a model back: the scoreboard', ' For models of American Sign Language (ase). Many clips are made: minutes on a GPU, hours on a CPU unless --words is small.')
     add_sampling(p)
-    p.add_argument('--words', type=within(int, 1), default=500, help='of each list')
+    p.add_argument('--words', type=within(int, 1), default=500, help='of each list: seen in training, unseen, with unseen letter pairs, longer')
     p.add_argument('--readers', metavar='FOLDER', help='where reader-conv and reader-points are; without it: checkpoints/')
     p.add_argument('--out', metavar='FILE', help='also write the scoreboard as .csv')
 
     p = command('check', run_check, 'is a checkpoint alive, and can it learn?', ' The preflight of training, for models of this project and for image DiTs from elsewhere (.pt, .safetensors). Exit code 1 if a check fails.')
-    p.add_argument('checkpoint', help='a file, a name in checkpoints/, or a run such as latest')
-    p.add_argument('--data', default='', metavar='FILE', help='clips to try it on (.npz); needed for models of latents')
+    p.add_argument('checkpoint', metavar='NAME', help='a file, or a name in checkpoints/: a model, a run, or latest (the newest run)')
+    p.add_argument('--data', default='', metavar='FILE', help='clips to try it on (.npz, from `Clips.save`); without it: words of the corpus, which models of latents cannot take')
     p.add_argument('--lr', type=within(float, 0), default=1e-3, help='learning rate of the trial')
     p.add_argument('--device', default='auto', metavar='NAME', help='cpu, cuda, or auto: a GPU if there is one')
 
     p = command('render', run_render, 'draw words as the corpus has them, without any model', ' Prints the path of each clip.')
-    p.add_argument('words', nargs='+', metavar='WORD')
+    p.add_argument('words', nargs='+', metavar='WORD', help='what to draw, one clip each')
     add_drawing(p)
     p.add_argument('--size', type=int, default=64, help='pixels along one side, 32 to 512')
     p.add_argument('--crop', default='hand', metavar='NAME', help='hand, bust or upper')
-    p.add_argument('--language', default='ase', metavar='CODE', help='ISO 639-3 code')
+    p.add_argument('--language', default='ase', metavar='CODE', help='ISO 639-3 code of the alphabet, such as ase, gsg, ukl (a wrong one lists all)')
     return top
 
 # %% ../nbs/09_studio.ipynb #071-09

@@ -667,12 +667,14 @@ def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
                    other:Tensor, # the same for another text
                   ) -> list[Check]:
     "Is what the model puts out alive: everywhere, in time, and with the text?"
+    bad = int((~out.isfinite()).sum())
+    if bad: return [Check('NaN or Inf', f'{bad}', False, 'none', 'lower the learning rate; first_nonfinite(model, x, t) names the module')]     # and no more can be said
     zeros = (out == 0).float().mean((0, 3, 4))                      # (T, C): share of exact zeros
     f, c = divmod(int(zeros.argmax()), zeros.shape[1])
     scale = out.std().clamp(min=1e-12)
     still = out.var((0, 2, 3, 4)).min()/scale**2
     return [
-        Check('NaN or Inf', f'{int((~out.isfinite()).sum())}', bool(out.isfinite().all()), 'none', 'first_nonfinite(model, x, t) names the module'),
+        Check('NaN or Inf', '0', True, 'none', ''),
         Check('range, mean, std', f'[{out.min():.2f}, {out.max():.2f}], {out.mean():.2f}, {out.std():.2f}', bool(1e-3 < out.std() < 100), 'std between 0.001 and 100', 'near 0: is the head loaded, or zero and frozen? large: lower the learning rate'),
         Check('exact zeros, worst frame and channel', f'{100*zeros[f, c]:.2f} % (frame {f}, channel {c})', bool(zeros.max() < 0.01), 'under 1 % in each', 'a whole frame or channel of zeros is a layer that does not write there'),
         Check('variance of the flattest frame', f'{still:.1e} of all', bool(still > 1e-4), 'above 1e-4', 'a constant frame: look at the temporal layers'),
@@ -700,7 +702,7 @@ def training_capability(trainer:Trainer, # its model is trained
         Check('trainable', text(share, '{:.0%}'), True, 'what you did not freeze', 'unfreeze, or load what you freeze'),
         Check('without a gradient', f'{len(dead)} of {len(tr.params)} tensors' + (f', such as {dead[0]}' if dead else ''), not dead, 'none', 'two zero layers in a row, or a branch that is not used: find why before training'),
         Check('gradient norms by part', text(norms, '{:.2g}'), math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3', 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer'),
-        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {min(losses):.3f} at best, {losses[-1]:.3f} at last', min(losses) < 0.9*losses[0], 'falls by a tenth at least', ('lower' if losses[-1] > losses[0] else 'raise') + ' the learning rate; check that data and objective fit each other')]
+        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {min(losses):.3f} at best, {losses[-1]:.3f} at last', min(losses) < 0.9*losses[0], 'falls by a tenth at least', ('raise' if losses[-1] < 1.1*losses[0] else 'lower') + ' the learning rate; check that data and objective fit each other')]
 
 def preflight(trainer:Trainer, # before its first step; left as it is
               batches:Batches, items:int=4, steps:int=15) -> list[Check]:
