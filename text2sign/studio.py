@@ -449,7 +449,7 @@ def end_kernel(told:set, # kernels that were terminated already: each hears it o
               ) -> None:
     "End this process's kernel, as soon as there is one."
     import psutil
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.Error):                              # it may be gone by now
         for kernel in {p for p in psutil.Process().children() if any('ipykernel' in part for part in p.cmdline())}:
             for p in [*kernel.children(recursive=True), kernel] if kill else {kernel} - told: p.kill() if kill else p.terminate()
             told.add(kernel)
