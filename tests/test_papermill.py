@@ -83,10 +83,13 @@ def test_chain_of_calls(tmp_path, run):
     "The clock ends a call within the image stage; the next one, given nothing but the name, finishes that stage before it builds words on it."
     tiny = dict(stage='both', pretrained='', score_words=0, size=32, words=40, width=48, depth=2, heads=2, frames=9, max_letters=2, batch=2, image_steps=40, steps=4)
     folder = root()/'checkpoints'/run
-    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'first.ipynb', dict(run=run, minutes=1e-4, keep=2) | tiny, progress_bar=False)
+    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'first.ipynb', dict(run=run, minutes=1e-4, keep=2, log_every=4) | tiny, progress_bar=False)
     steps = [int(p.stem.split('-')[-1]) for p in states(folder, 'image')]
     assert 0 < steps[-1] < 40 and not states(folder, 'video')
     assert f'to be continued: -p resume {run}' in (tmp_path/'first.ipynb').read_text()
-    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'second.ipynb', dict(resume=run, minutes=9.), progress_bar=False)
+    papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'second.ipynb', dict(resume='latest', minutes=9., log_every=10), progress_bar=False)
     assert states(folder, 'image')[-1].stem.endswith('0000040') and states(folder, 'video')[-1].stem.endswith('0000004')
-    assert 'keep=2' in (tmp_path/'second.ipynb').read_text()
+    said = (tmp_path/'second.ipynb').read_text()
+    assert 'keep=2' in said and 'log_every=4' not in said           # 10 is the notebook's own: it was given all the same
+    assert f'run {run} on' in said
+    with pytest.raises(papermill.PapermillExecutionError, match=f'{run} was made with other settings: width was 48, now 256'): papermill.execute_notebook(root()/'nbs'/'05_train.ipynb', tmp_path/'third.ipynb', dict(resume=run, width=256), progress_bar=False)

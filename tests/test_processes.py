@@ -79,11 +79,12 @@ def test_room_in_two_processes(tmp_path):
     assert read_checkpoint(states(tmp_path, 'video')[-1])[1]['recipe']['accumulation'] == 2
 
 
-def test_interrupted_processes(tmp_path):
-    "Ctrl-C reaches both processes: they end before their last step, with a state to go on from."
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_interrupted_processes(tmp_path, name):
+    "Ctrl-C, in a notebook or under `text2sign train`, reaches both processes: they end before their last step, with a state to go on from."
     process = run(folder=tmp_path/'two', steps=400, processes=2)
     while not states(tmp_path/'two', 'video'): time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, getattr(signal, name))
     process.join(60)
     assert process.exitcode == 1                                                # KeyboardInterrupt
     step = int(states(tmp_path/'two', 'video')[-1].stem.split('-')[-1])

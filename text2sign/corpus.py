@@ -9,8 +9,8 @@ __all__ = ['VERSION', 'FPS', 'HANDED', 'PALM', 'ANCHOR', 'PALM_SIZE', 'Z_SCALE',
            'caption', 'strips', 'picture', 'recordings', 'read_hand', 'span', 'travel', 'along_path', 'letter_motion',
            'suitable', 'upper', 'Lexicon', 'check_language', 'read_lexicon', 'read_words', 'is_rude', 'load_lexicon',
            'frames_needed', 'smoothstep', 'between', 'word_motion', 'elbow', 'Style', 'tone', 'Canvas', 'draw_body',
-           'draw_arm', 'finger_groups', 'draw_hand', 'render', 'spell', 'pairs_of', 'held_out_pairs', 'random_words',
-           'odd_words', 'splits']
+           'draw_arm', 'finger_groups', 'draw_hand', 'check_drawing', 'render', 'spell', 'pairs_of', 'held_out_pairs',
+           'random_words', 'odd_words', 'splits']
 
 # %% ../nbs/00_corpus.ipynb #003-00
 import csv, hashlib, json, multiprocessing, os, re, unicodedata, zipfile, zlib
@@ -122,9 +122,12 @@ def load(cls:Clips, path # a file that `Clips.save` wrote
         ) -> Clips:
     "Read what `Clips.save` wrote. Raises FileNotFoundError, or ValueError where it holds no clips."
     if not Path(path).exists(): raise FileNotFoundError(f'no clips at {path}')
-    with np.load(path, allow_pickle=False) as z:
-        if 'frames' not in z: raise ValueError(f'{path} holds no clips: it has {", ".join(z)}')
-        return cls(**{k:z[k].tolist() if k in ('texts','names','signers','fps','language','alphabet','vae') else z[k] for k in z})
+    try:
+        with np.load(path, allow_pickle=False) as z: found = dict(z)
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile): raise ValueError(f'{path} holds no clips: a file that `Clips.save` wrote is needed') from None
+    if not {'frames', 'texts'} <= found.keys() <= {f.name for f in fields(cls)}: raise ValueError(f'{path} holds no clips: it has {", ".join(found)}')
+    return cls(**{k: v.tolist() if k in ('texts','names','signers','fps','language','alphabet','vae') else v for k,v in found.items()})
+
 
 # %% ../nbs/00_corpus.ipynb #023-00
 def strip(frames,   # uint8 (T,H,W,C): one clip
@@ -528,7 +531,8 @@ def draw_hand(c, style, x) -> None: # (21,3): palm and fingers from far to near,
         c.line(p, rgb, w-rim*.4)
         c.line(start-[.006,.006], tone(rgb,1.25), w*.3)
 
-def _check_render(size, crop) -> None:
+def check_drawing(size, crop, look='day') -> None: # ValueError says what cannot be drawn
+    if look not in LOOKS: raise ValueError(f'look {look!r} is unknown: choose {", ".join(LOOKS)}')
     if crop not in CROPS: raise ValueError(f'crop {crop!r} is unknown: choose {", ".join(CROPS)}')
     if not 32<=size<=512: raise ValueError(f'size {size} is outside 32..512 pixels')
 
@@ -539,7 +543,7 @@ def render(hand,         # (T,21,3) as `word_motion` gives it
            style=None,   # a `Style`; None: the neutral one
           ) -> np.ndarray: # uint8 (T,size,size,3)
     "Draw a motion as a mannequin, several times too large and then shrunk. Raises ValueError for an unknown crop or size."
-    _check_render(size, crop)
+    check_drawing(size, crop)
     style = style or Style()
     c = Canvas(size, crop, style)
     draw_body(c, style)
@@ -597,8 +601,7 @@ def spell(words,          # what to spell, one clip each
     lex = load_lexicon(language)
     words = [lex.spellable(w) for w in ([words] if isinstance(words, str) else words)]
     if not words: raise ValueError('there are no words to spell')
-    _check_render(size, crop)
-    if look not in LOOKS: raise ValueError(f'look {look!r} is unknown: choose {", ".join(LOOKS)}')
+    check_drawing(size, crop, look)
     if wide and look!='day': raise ValueError(f'look {look!r} and wide=True exclude each other: the judges have colours of their own')
     for w in words: _check_fit(w, frames)
     key = json.dumps([VERSION, zlib.crc32(lex.motion.tobytes()), lex.alphabet, words, frames, size, crop, seed, language, wide, tempo] + [look]*(look!='day'))

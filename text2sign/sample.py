@@ -177,12 +177,14 @@ def generate(model:VideoDiT,
              batch:int=32, # clips at a time
              precision:str='auto', # of the model: auto, bf16, fp32; the steps between its answers are fp32 always
              each=None, # called after every model call as each(done, total, x0 (b, T, C, H, W)), over all batches
+             finished=None, # called with each clip when its batch is made, as finished(i, clip (T, H, W, 3)); i: its place in `texts`
              progress:bool=False, # show a bar
              compile:bool=False, # the model's blocks: costs a minute for each length (give `frames`), pays on a GPU for hundreds of clips
             ) -> np.ndarray: # uint8 (N, T, H, W, 3)
     "Texts become clips. Raises ValueError for a text that the model's alphabet cannot spell, settings that do not fit the model, and NaN."
     if not isinstance(model, VideoDiT): raise ValueError('this is an image model: it has no text to sign; `generate_stills` paints its letters')
     if isinstance(texts, str) or not texts: raise ValueError(f"texts is {texts!r}: give a list of at least one, such as ['ZOE']")
+    if seed < 0 or not np.isfinite(guidance): raise ValueError(f'seed is {seed} and guidance {guidance}: give a seed of at least 0 and a finite guidance')
     config, device, texts = model.config, model.pos_embed.device, [spellable(text, model.config.get('alphabet', '')) for text in texts]
     obj, pixels, half = objective(config.get('objective', 'flow'), model.learn_sigma), decoder(model, frame_chunk), pick_precision(precision, device) == 'bf16'
     lengths = [clip_frames(config, text) if frames is None else frames for text in texts]
@@ -204,6 +206,7 @@ def generate(model:VideoDiT,
             predict = guided(ask, *zip(tokens.chunk(2), mask.chunk(2)), guidance, interval, rescale)
             noise = noise_like((made[part[0]], model.channels, model.size, model.size), part, seed, device)
             out |= zip(part, pixels(denoise(predict, obj, noise, steps, told, sampler)))
+            for i in part if finished else (): finished(i, out[i][:lengths[i]])
     return np.stack([np.pad(out[i][:T], ((0, max(lengths) - T), *[(0, 0)]*3), mode='edge') for i, T in enumerate(lengths)])
 
 # %% ../nbs/06_sample.ipynb #034-06
@@ -295,7 +298,8 @@ def save_clip(path, # where to; its suffix says how: .mp4, .gif, .png, .npy, .np
     if write is None: raise ValueError(f'{path.name}: the suffix says how a clip is written; known are {", ".join(WRITERS)}')
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not len(clip):
         raise ValueError(f'a clip is uint8 (T, H, W, 3) with a frame at least, not {clip.dtype} {clip.shape}')
-    if not fps*speed > 0: raise ValueError(f'fps is {fps} and speed {speed}: both must be above 0')
+    if not .01 <= fps*speed <= 1000: raise ValueError(f'fps is {fps} and speed {speed}: their product must lie in 0.01 to 1000')
+    if height is not None and height < 1: raise ValueError(f'height is {height}: at least 1 pixel is needed')
     path.parent.mkdir(parents=True, exist_ok=True)
     try: write(part, resized(clip, height), fps*speed, json.dumps(about or {})); os.replace(part, path)
     finally: part.unlink(missing_ok=True)

@@ -35,6 +35,7 @@ def write(path:Path, tensors:dict, metadata:dict) -> None:
     try:
         save_file(tensors, part, metadata=metadata)
         with open(part, 'rb') as f: os.fsync(f.fileno())
+        os.umask(mask := os.umask(0)); part.chmod(0o666 & ~mask)             # safetensors makes files that nobody else may read
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -121,12 +122,13 @@ def read_checkpoint(path, # .safetensors, or .pt/.pth/.bin
 # %% ../nbs/02_surgery.ipynb #011-02
 def find_checkpoint(name, # a file, a folder that a run left, or the name of either in `checkpoints/`
                    ) -> Path: # the file
-    "Where a checkpoint is. Raises FileNotFoundError that lists what there is."
+    "Where a checkpoint is. Raises FileNotFoundError that says what there is, and what to do."
     if Path(name).is_file(): return Path(name)
     places = [Path(name)] if Path(name).is_absolute() else [Path(name), root()/name, root()/'checkpoints'/name]
     for place in places:
         for file in (place, Path(f'{place}.safetensors'), place/'video.safetensors', place/'image.safetensors'):
             if file.is_file(): return file
+    if run := next((place.resolve() for place in places if (place/'settings.json').is_file()), None): raise FileNotFoundError(f'run {run.name!r} has saved nothing yet: go on with it by "text2sign train --resume {run.name}", or delete {run}')
     base = places[-1].parent
     there = sorted({p.stem for p in base.glob('*.safetensors')} | {p.parent.name for p in base.glob('*/*.safetensors')})
     raise FileNotFoundError(f'no checkpoint at {name}, nor one of that name in {base}: there are {", ".join(there) or "none"}')

@@ -7,7 +7,8 @@ __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe'
            'Trainer', 'states', 'publish', 'interruptible', 'clock', 'line', 'product_speed', 'memory', 'spread',
            'alarms', 'fits', 'what_fits', 'out_of_memory', 'compile_blocks', 'Recorded', 'tensors',
            'recorded_forward_backward', 'warm_up', 'fit', 'gif', 'Board', 'in_jupyterlab', 'Chart', 'curves', 'ByValue',
-           'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree']
+           'launch', 'Check', 'output_quality', 'training_capability', 'preflight', 'find_run', 'start_run', 'agree',
+           'own_data', 'check_settings', 'check_data_settings']
 
 # %% ../nbs/05_train.ipynb #002-05
 import io, json, math, os, resource, signal, socket, sys, threading, time, weakref
@@ -15,17 +16,18 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .corpus import Clips, picture, root, strips
-from .diffusion import stratified
+from .corpus import Clips, check_drawing, check_language, frames_needed, picture, root, strips
+from .diffusion import objective, stratified
 from .dit import DiT, VideoDiT, by_part, flops, tokenize
 from .finite import Guard, first_nonfinite
-from .surgery import read_checkpoint, remove, save, save_tensors, shards
+from .surgery import find_checkpoint, read_checkpoint, remove, save, save_tensors, shards
 
 # %% ../nbs/05_train.ipynb #010-05
 def generator(device, # where the numbers are wanted
@@ -308,16 +310,16 @@ def train_step(self:Trainer, batches:Batches, parts:bool=False) -> dict: # loss,
 # %% ../nbs/05_train.ipynb #036-05
 @contextmanager
 def interruptible():
-    "Within this context Ctrl-C only raises a flag, `asked()`; a second Ctrl-C interrupts at once."
+    "Within this context Ctrl-C, or SIGTERM (`kill`), only raises a flag, `asked()`; a second one interrupts at once."
     asked = []
     def handler(signum, frame):
         if asked: raise KeyboardInterrupt
         asked.append(signum)
     main = threading.current_thread() is threading.main_thread()        # signals reach the main thread only
-    old = signal.signal(signal.SIGINT, handler) if main else None
+    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try: yield lambda: bool(asked)
     finally:
-        if main: signal.signal(signal.SIGINT, old)
+        for s, before in old.items(): signal.signal(s, before)
 
 def clock(seconds:float) -> str: # 125 -> '2:05'
     return f'{int(seconds)//60}:{int(seconds)%60:02d}'
@@ -534,7 +536,7 @@ def fit(tr:Trainer,
                 now = time.perf_counter()
                 speed, spent = (tr.step - marked)*batches.batch/(now - mark), spent + now - mark      # looking up is not training
                 row = {k: v.item() for k, v in row.items()} | dict(step=tr.step, lr=tr.recipe.lr_at(tr.step - 1), seconds=spent, speed=speed, chip=work*speed/peak, memory=memory(tr.device), skipped=skips.skipped)
-                numbers, shown = tr.look(held_out, preview, score) if samples or stop else ({}, {})
+                numbers, shown = tr.look(held_out, preview, score) if samples or stop and not asked() else ({}, {})      # who interrupts is not kept waiting
                 note(row | numbers, shown, (total - tr.step)*(now - start)/(tr.step - begun))
                 mark, marked = time.perf_counter(), tr.step
             if first and (stop or time.perf_counter() - saved > (save_minutes and max(60*save_minutes, 20*cost))):
@@ -642,18 +644,20 @@ def launch(job, # called in every process as job(accelerator)
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]          # one that is free
     here = dict(world_size=processes, local_world_size=processes, master_addr='127.0.0.1', master_port=port)
     here |= ({} if gpus else dict(accelerate_use_cpu='yes')) | (dict(gloo_socket_ifname='lo') if sys.platform == 'linux' else {})
-    with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
-    asked = done = False
-    while not done:
-        try: done = started.join()
-        except KeyboardInterrupt:
-            asked = True
-            for process in started.processes:
-                if process.is_alive(): os.kill(process.pid, signal.SIGINT)
-        except ProcessRaisedException as e:
-            kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
-            plain = {error.__name__: error for error in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}.get(kind.split('.')[-1])      # said in one line
-            raise (plain(said) if plain else e) from None
+    asked, done, before = False, False, signal.signal(signal.SIGTERM, signal.default_int_handler)      # it interrupts, as Ctrl-C does
+    try:
+        with patch_environment(**here): started = start_processes(PrepareForLaunch(ByValue(run), 'MULTI_GPU' if gpus else 'MULTI_CPU'), nprocs=processes, join=False, start_method='spawn')
+        while not done:
+            try: done = started.join()
+            except KeyboardInterrupt:
+                asked = True
+                for process in started.processes:
+                    if process.is_alive(): os.kill(process.pid, signal.SIGINT)
+            except ProcessRaisedException as e:
+                kind, _, said = str(e).strip().splitlines()[-1].partition(': ')
+                plain = {error.__name__: error for error in (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)}.get(kind.split('.')[-1])      # said in one line
+                raise (plain(said) if plain else e) from None
+    finally: signal.signal(signal.SIGTERM, before)
     if asked: raise KeyboardInterrupt
 
 # %% ../nbs/05_train.ipynb #076-05
@@ -666,12 +670,14 @@ def output_quality(out:Tensor, # (B, T, C, H, W) for the first text
                    other:Tensor, # the same for another text
                   ) -> list[Check]:
     "Is what the model puts out alive: everywhere, in time, and with the text?"
+    bad = int((~out.isfinite()).sum())
+    if bad: return [Check('NaN or Inf', f'{bad}', False, 'none', 'lower the learning rate; first_nonfinite(model, x, t) names the module')]     # and no more can be said
     zeros = (out == 0).float().mean((0, 3, 4))                      # (T, C): share of exact zeros
     f, c = divmod(int(zeros.argmax()), zeros.shape[1])
     scale = out.std().clamp(min=1e-12)
     still = out.var((0, 2, 3, 4)).min()/scale**2
     return [
-        Check('NaN or Inf', f'{int((~out.isfinite()).sum())}', bool(out.isfinite().all()), 'none', 'first_nonfinite(model, x, t) names the module'),
+        Check('NaN or Inf', '0', True, 'none', ''),
         Check('range, mean, std', f'[{out.min():.2f}, {out.max():.2f}], {out.mean():.2f}, {out.std():.2f}', bool(1e-3 < out.std() < 100), 'std between 0.001 and 100', 'near 0: is the head loaded, or zero and frozen? large: lower the learning rate'),
         Check('exact zeros, worst frame and channel', f'{100*zeros[f, c]:.2f} % (frame {f}, channel {c})', bool(zeros.max() < 0.01), 'under 1 % in each', 'a whole frame or channel of zeros is a layer that does not write there'),
         Check('variance of the flattest frame', f'{still:.1e} of all', bool(still > 1e-4), 'above 1e-4', 'a constant frame: look at the temporal layers'),
@@ -699,7 +705,7 @@ def training_capability(trainer:Trainer, # its model is trained
         Check('trainable', text(share, '{:.0%}'), True, 'what you did not freeze', 'unfreeze, or load what you freeze'),
         Check('without a gradient', f'{len(dead)} of {len(tr.params)} tensors' + (f', such as {dead[0]}' if dead else ''), not dead, 'none', 'two zero layers in a row, or a branch that is not used: find why before training'),
         Check('gradient norms by part', text(norms, '{:.2g}'), math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3', 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer'),
-        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {min(losses):.3f} at best, {losses[-1]:.3f} at last', min(losses) < 0.9*losses[0], 'falls by a tenth at least', ('lower' if losses[-1] > losses[0] else 'raise') + ' the learning rate; check that data and objective fit each other')]
+        Check(f'one batch, {steps} steps', f'loss {losses[0]:.3f} to {min(losses):.3f} at best, {losses[-1]:.3f} at last', min(losses) < 0.9*losses[0], 'falls by a tenth at least', ('raise' if losses[-1] < 1.1*losses[0] else 'lower') + ' the learning rate; check that data and objective fit each other')]
 
 def preflight(trainer:Trainer, # before its first step; left as it is
               batches:Batches, items:int=4, steps:int=15) -> list[Check]:
@@ -727,9 +733,12 @@ def find_run(name:str, # of the run; '' takes the default
     "Where a run belongs. Raises FileExistsError for a name that is taken, ValueError for one that is a path, FileNotFoundError for nothing to resume, in one line."
     base = Path(base or root()/'checkpoints')
     folder = base/(resume or name or default)
+    if resume and folder.is_symlink(): folder = base/folder.resolve().name         # `latest`: the run that it means
     if '/' in (resume or name): raise ValueError(f'run {resume or name!r}: a run is a folder in {base}, so its name has no slash')
+    if not resume and name == 'latest': raise ValueError("run 'latest': this name is for the newest run, whichever that is: choose another")
     if not resume and folder.with_name(f'{folder.name}.safetensors').exists(): raise FileExistsError(f'run {folder.name!r} has the name of a checkpoint in {base}, which would be loaded in its place: choose another name')
     if resume and not (folder/'settings.json').exists(): raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(sorted(p.parent.name for p in base.glob("*/settings.json") if not p.parent.is_symlink())) or "none"}')
+    if not resume and folder.exists() and not (folder/'settings.json').exists(): raise FileExistsError(f'{folder} is there, but is no run: delete it, or choose another name')
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
     return folder
 
@@ -747,11 +756,48 @@ def start_run(folder:Path, settings:dict) -> None:
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
+          explicit=(), # names of those that were given whatever their values
           anew=('run', 'resume', 'device', 'processes'), # are taken as they are now
           free=('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep', 'accumulation', 'frame_chunk', 'fit_memory'), # may be given anew
          ) -> dict: # settings to use
     "The settings of a resumed run: the saved ones, and of `free` those given now. Raises ValueError naming those that were given, are not free and differ."
-    saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k]}      # a setting at its default was not given
+    saved, now = json.loads((folder/'settings.json').read_text()), {k: v for k, v in given.items() if v != defaults[k] or k in explicit}      # a setting at its default was not given, as far as one knows
     differ = [f'{k} was {saved[k]!r}, now {v!r}' for k, v in now.items() if k not in (*anew, *free) and v != saved[k]]
     if differ: raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}')
     return saved | {k: v for k, v in now.items() if k in free} | {k: given[k] for k in anew}
+
+# %% ../nbs/05_train.ipynb #check-settings-05
+def own_data(data:str, # the setting
+            ) -> Path|None: # None: it is the language of the embedded corpus
+    "Where somebody's own clips are. Raises FileNotFoundError, or ValueError for a file that can hold none."
+    path = next((p for p in (Path(data).expanduser(), root()/data) if data and p.exists()), None)      # papermill runs where you are, JupyterLab in nbs/
+    if path is None and (os.sep in data or Path(data).suffix): raise FileNotFoundError(f'data={data}: no such folder or file, here ({Path.cwd()}) or in the repository')
+    if path and not path.is_dir() and path.suffix.lower() not in ('.npz', '.csv'): raise ValueError(f'data={data} is one {path.suffix or "nameless"} file: give the folder of the videos and their texts, a .csv that lists them, or saved Clips (.npz)')
+    return path
+
+def check_settings(settings:dict, # of the run: name -> value
+                  ) -> None:
+    "Raises ValueError or FileNotFoundError in one line for what no training can start with."
+    s = SimpleNamespace(**settings)
+    if s.stage not in ('image', 'video', 'both'): raise ValueError(f'stage is {s.stage!r}: use image, video or both')
+    if s.stage == 'video' and not s.pretrained: raise ValueError('stage=video needs pretrained=FILE, an image or video checkpoint to start from; or use stage=both')
+    for k in ('words', 'frames', 'patch_size', 'width', 'depth', 'heads', 'image_batch', 'batch', 'accumulation', 'processes', 'log_every', 'sample_every', 'score_steps', 'keep'):
+        if settings[k] < 1: raise ValueError(f'{k} is {settings[k]}: at least 1 is needed')
+    for k, stage in (('image_', 'image'), ('', 'video')):
+        if s.stage not in (stage, 'both'): continue
+        Recipe(settings[k + 'steps'], settings[k + 'lr'], clip=s.clip)
+        if settings[k + 'batch'] % (s.accumulation*s.processes): raise ValueError(f'{k}batch={settings[k + "batch"]} does not divide into accumulation={s.accumulation} equal pieces on each of {s.processes} processes')
+    pick_precision(s.precision, pick_device(s.device))
+    if s.objective_name != 'auto': objective(s.objective_name)
+    kind = read_checkpoint(find_checkpoint(s.pretrained))[1].get('kind') if s.pretrained else ''
+    if kind == 'VideoDiT' and s.stage != 'video': raise ValueError(f'{s.pretrained} is a video model: go on with it by stage=video, or start anew with an empty pretrained')
+    check_data_settings(s)
+
+def check_data_settings(s) -> None: # settings as attributes
+    if s.framing not in ('cover', 'pad'): raise ValueError(f'framing is {s.framing!r}: use cover or pad')
+    if not s.fps > 0: raise ValueError(f'fps is {s.fps}: give a positive number')
+    if own_data(s.data): return
+    check_language(s.data); check_drawing(s.size, s.crop, s.look)
+    if s.max_letters < 2: raise ValueError(f'max_letters is {s.max_letters}: at least 2 are needed')
+    if s.frames < (need := frames_needed('A'*s.max_letters)): raise ValueError(f'frames is {s.frames}: words of max_letters={s.max_letters} need {need}')
+

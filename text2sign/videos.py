@@ -82,6 +82,7 @@ def in_csv(path # a CSV file, UTF-8, with the columns path, text and if known si
           ) -> tuple: # list of `Source`, list of (name, reason)
     "The rows of a table. Raises ValueError for a table that has no such columns or is not UTF-8."
     path = Path(path)
+    if path.suffix.lower() in SUFFIXES: raise ValueError(f'{path} is one video: give its folder, with name.txt beside name.mp4, or a CSV file')
     try: lines = path.read_bytes().decode('utf-8-sig').splitlines(keepends=True)
     except UnicodeDecodeError as e: raise ValueError(f'{path} is not UTF-8 (at byte {e.start}): save it as UTF-8') from None
     reader = csv.DictReader(lines, skipinitialspace=True)
