@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TRITON', 'START', 'END', 'PAD', 'AGAIN', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'rotate',
            'attend', 'has_kernel', 'SpaceAttention', 'modulate', 'Stream', 'join', 'total', 'adaln', 'MLP', 'Block',
-           'FinalLayer', 'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder', 'frozen_encoder', 'read_frozen',
-           'branch_heads', 'TextAttention', 'TimeAttention', 'VideoBlock', 'checkpointed', 'over_frames', 'VideoDiT',
-           'part_of', 'by_part', 'flops']
+           'Patches', 'unpatchify', 'FinalLayer', 'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder',
+           'frozen_encoder', 'read_frozen', 'branch_heads', 'TextAttention', 'TimeAttention', 'VideoBlock',
+           'checkpointed', 'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
@@ -169,17 +169,36 @@ class Block(nn.Module):
         return join(x, self.mlp(h), self.mlp.fc2, gate2)
 
 # %% ../nbs/01_dit.ipynb #014-01
+class Patches(PatchEmbed):
+    "timm's. Its convolution has no overlap, so it is one matrix product, which is faster."
+    def forward(self, x:Tensor, # (N, C, size, size)
+                pos:Tensor, # (1, S, D)
+               ) -> Tensor: # (N, S, D)
+        p = self.patch_size[0]
+        x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))                  # (N, C, row, y, column, x)
+        x = F.linear(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias)
+        return x + pos.to(x.dtype)                                           # under autocast the stream of tokens stays bf16: half the bytes to move
+
+def unpatchify(x:Tensor, # (..., S, patch*patch*C)
+               patch:int) -> Tensor: # (..., C, size, size)
+    "Put the patches of each image back on their grid."
+    g = math.isqrt(x.shape[-2])
+    x = x.unflatten(-1, (patch, patch, -1)).unflatten(-4, (g, g))            # (..., row, column, y, x, channel)
+    lead = range(x.dim() - 5)
+    d = len(lead)
+    return x.permute(*lead, d+4, d, d+2, d+1, d+3).flatten(-2).flatten(-3, -2)
+
 class FinalLayer(nn.Module):
-    "Modulated norm, then `patch*patch*channels` numbers a token."
-    def __init__(self, width:int, out:int):
+    "Tokens become pixels: modulated norm, then `patch*patch*channels` numbers a token."
+    def __init__(self, width:int, patch:int, channels:int):
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.linear = nn.Linear(width, out)
+        self.patch, self.norm_final = patch, nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch*patch*channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2*width))
 
-    def forward(self, s:Stream, c:Tensor) -> Tensor: # of (..., S, D), (..., D) -> (..., S, out)
+    def forward(self, s:Stream, c:Tensor) -> Tensor: # of (..., S, D), (..., D) -> (..., channels, size, size)
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)
-        return self.linear(adaln(s, self.norm_final, shift, scale)[1])
+        return unpatchify(self.linear(adaln(s, self.norm_final, shift, scale)[1]), self.patch)
 
 # %% ../nbs/01_dit.ipynb #016-01
 class DiT(nn.Module):
@@ -202,11 +221,11 @@ class DiT(nn.Module):
         check_shape(size, patch, width, heads)
         for k, v in self.config.items(): setattr(self, k, v)
         self.out_channels, grid = channels*(1 + learn_sigma), size//patch
-        self.x_embedder = PatchEmbed(size, patch, channels, width)
+        self.x_embedder = Patches(size, patch, channels, width)
         self.register_buffer('pos_embed', sincos_2d(width, grid))
         self.t_embedder, self.y_embedder = TimestepEmbedder(width), LabelEmbedder(classes, width)
         self.blocks = nn.ModuleList(self.make_block() for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch*patch*self.out_channels)
+        self.final_layer = FinalLayer(width, patch, self.out_channels)
         self.reset()
 
     def make_block(self): return Block(self.width, self.heads, self.qk_norm)
@@ -234,42 +253,16 @@ def reset(self:DiT):
 
 # %% ../nbs/01_dit.ipynb #020-01
 @patch
-def unpatchify(self:DiT,
-               x:Tensor, # (..., S, patch*patch*out_channels)
-              ) -> Tensor: # (..., out_channels, size, size)
-    "Put the patches of each image back on their grid."
-    g, p, c = self.size//self.patch, self.patch, self.out_channels
-    x = x.unflatten(-1, (p, p, c)).unflatten(-4, (g, g))                 # (..., row, column, y, x, channel)
-    lead = range(x.dim() - 5)
-    d = len(lead)
-    return x.permute(*lead, d+4, d, d+2, d+1, d+3).flatten(-2).flatten(-3, -2)
-
-@patch
-def embed(self:DiT,
-          x:Tensor, # (N, C, size, size)
-         ) -> Tensor: # (N, S, D)
-    "Patches become tokens, each with its place. The convolution of `PatchEmbed` has no overlap, so it is one matrix product, which is faster."
-    g, p, proj = self.size//self.patch, self.patch, self.x_embedder.proj
-    x = x.reshape(-1, self.channels, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(-1, g*g, self.channels*p*p)
-    x = F.linear(x, proj.weight.flatten(1), proj.bias)
-    return x + self.pos_embed.to(x.dtype)                                # under autocast the stream of tokens stays bf16: half the bytes to move
-
-@patch
-def paint(self:DiT, s:Stream, c:Tensor) -> Tensor: # of (..., S, D), (..., D) -> (..., C or 2C, size, size)
-    "Tokens become pixels."
-    return self.unpatchify(self.final_layer(s, c))
-
-@patch
 def forward(self:DiT,
             x:Tensor, # (B, C, size, size) noisy images
             t:Tensor, # (B,) noise level in [0, 1000)
             y:Tensor, # (B,) int64 class, `classes` for none
            ) -> Tensor: # (B, C or 2C, size, size)
     "What the objective asks for: noise, or the clean image (and, with `learn_sigma`, the variance after it)."
-    s = Stream(self.embed(x))                                            # (B, S, D)
+    s = Stream(self.x_embedder(x, self.pos_embed))                       # (B, S, D)
     c = self.t_embedder(t) + self.y_embedder(y)                          # (B, D)
     for block in self.blocks: s = block(s, c)
-    return self.paint(s, c)
+    return self.final_layer(s, c)
 
 # %% ../nbs/01_dit.ipynb #030-01
 def shape_of(weights:dict, # a state dict in DiT's layout
@@ -479,13 +472,13 @@ def forward(self:VideoDiT,
     if len(text if isinstance(text, list) else text[0]) != B: raise ValueError(f'{len(text if isinstance(text, list) else text[0])} texts for {B} clips')
     tokens, mask = text if isinstance(text, tuple) and text[0].is_floating_point() else self.encode(text)
     frames = torch.arange(T, device=x.device)
-    s = Stream(self.embed(x.flatten(0, 1)).unflatten(0, (B, T)))                                # (B, T, S, D)
+    s = Stream(self.x_embedder(x.flatten(0, 1), self.pos_embed).unflatten(0, (B, T)))           # (B, T, S, D)
     c = self.t_embedder(t) + self.y_embedder(torch.full_like(t, self.classes, dtype=torch.long))  # (B, D): the null class
     c = c[:, None].expand(-1, T, -1)                                                            # (B, T, D)
     if (tell := self.text_cond) is not None:                                                   # a frame's c is its only token
         c = c + tell.proj(tell(tell.norm(c)[:, :, None], tell.place(frames), tokens, mask))[:, :, 0]
     for block in self.blocks: s = block(s, frames, c, tokens, mask, frame_chunk)
-    return self.paint(s, c)
+    return self.final_layer(s, c)
 
 # %% ../nbs/01_dit.ipynb #053-01
 def part_of(name:str) -> str: # 'image model', 'text', 'time' or 'text encoder'

@@ -423,7 +423,7 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
 # %% ../nbs/05_train.ipynb #d8590388
 def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
     "One block compiles in seconds and serves all, the whole model takes minutes. Chunks of frames are compiled as one chunk, not unrolled."
-    model.embed, model.paint = torch.compile(model.embed), torch.compile(model.paint)
+    for part in (model.x_embedder, model.final_layer): part.compile()
     for block in model.blocks:
         if not frame_chunk: block.compile()
         else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
