@@ -233,6 +233,7 @@ class DiT(nn.Module):
 # %% ../nbs/01_dit.ipynb #017-01
 def check_shape(size, patch, width, heads):
     "Refuse shapes that cannot be built, saying which number to change."
+    if min(size, patch, width, heads) < 1: raise ValueError(f'size {size}, patch {patch}, width {width}, heads {heads}: each must be at least 1')
     if size % patch: raise ValueError(f'size {size} is not a multiple of patch {patch}: choose a patch that divides it')
     if width % heads or width % 4: raise ValueError(f'width {width} must be a multiple of 4 and of heads {heads}')
     if width//heads % 2: raise ValueError(f'width {width} / heads {heads} = {width//heads} features a head must be even: rotary positions turn pairs')

@@ -198,7 +198,7 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device, self.noised, self.score = model.pos_embed.device, objective.noised, objective.loss
+        self.device, self.noised, self.error = model.pos_embed.device, objective.noised, objective.loss
         self.recorded = None                                                        # forward and backward pass as a CUDA graph, see `recorded_forward_backward`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
@@ -260,7 +260,7 @@ def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor) -> Tensor: # (B,)
     kwargs = dict(frame_chunk=self.recipe.frame_chunk or None) if isinstance(self.model, VideoDiT) else {}
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bf16'):
         out = self.model(self.noised(x, eps, t), t, cond, **kwargs)
-    return self.score(out, x, eps, t)
+    return self.error(out, x, eps, t)
 
 @patch
 def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x, cond, t, eps)
@@ -422,7 +422,7 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
 
 # %% ../nbs/05_train.ipynb #d8590388
 def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
-    "One block compiles in seconds and serves all, the whole model takes minutes. Chunks of frames are compiled as one chunk, not unrolled."
+    "One block compiles in seconds and serves all (the first once more: nothing waits to be added to its tokens); the whole model would take minutes. Chunks of frames are compiled as one chunk, not unrolled."
     for part in (model.x_embedder, model.final_layer): part.compile()
     for block in model.blocks:
         if not frame_chunk: block.compile()
@@ -475,7 +475,7 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     if tr.recorded: return 0.
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
-    tr.noised, tr.score = torch.compile(tr.noised), torch.compile(tr.score)
+    tr.noised, tr.error = torch.compile(tr.noised), torch.compile(tr.error)
     try:
         if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_forward_backward(tr); tr.recorded(tr.draw(batches, tr.step))
         else: tr.forward_backward(tr.draw(batches, tr.step)[:1])
