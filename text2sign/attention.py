@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['columns', 'halves', 'vectors', 'dot', 'mean', 'standard', 'normed', 'attention_weights', 'scores_grad', 'store_sum',
            'place', 'self_forward', 'side_grad', 'self_backward', 'tile', 'self_sizes', 'remember', 'self_attention',
-           'text_place', 'frame_place', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
+           'text_place', 'frame_offset', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
 
 # %% ../nbs/01a_attention.ipynb #003-01a
 import torch, triton, triton.language as tl
@@ -189,17 +189,17 @@ def text_place(K, V, MASK, W, B, b, h, M, H, D: tl.constexpr, KEYS: tl.constexpr
     return tl.load(K + at, keys, 0.), tl.load(V + at, keys, 0.), tl.load(MASK + b*M + m, m < M, 0) != 0, tl.load(W + c, c < D, 0.)[None], tl.load(B + c, c < D, 0.)[None]
 
 @triton.jit
-def frame_place(PLACE, n, S, H, h, c, D: tl.constexpr): # what queries n have added: all are of one frame
-    return tl.load(PLACE + (n//S*H + h)*D + c, c < D, 0.).to(tl.float32)[None]
+def frame_offset(OFFSET, n, N, S, H, h, c, D: tl.constexpr): # what the frame of token n, and of those after it, adds to its queries
+    return tl.load(OFFSET + (n//S*H + h)*D + c, (c < D) & (n < N), 0.).to(tl.float32)[None]
 
 @triton.jit
-def text_forward(Q, PLACE, K, V, MASK, O, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr):
+def text_forward(Q, OFFSET, K, V, MASK, O, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr):
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     k, v, seen, w, bias = text_place(K, V, MASK, W, B, b, h, M, H, D, KEYS, FULL)
     n = i*ROWS + tl.arange(0, ROWS)
     c, rows = columns(n < N, D, FULL)
     at = b.to(tl.int64)*N*H*D + ((n*H + h)[:, None]*D + c[None])
-    x = tl.load(Q + at, rows, 0.).to(tl.float32) + tl.where(rows, frame_place(PLACE, i*ROWS, S, H, h, c, D), 0.)
+    x = tl.load(Q + at, rows, 0.).to(tl.float32) + tl.where(rows, frame_offset(OFFSET, i*ROWS, N, S, H, h, c, D), 0.)
     r, d = standard(mean(x, D), mean(x*x, D), eps)
     p = attention_weights(dot(((x*r + d)*w + bias).to(k.dtype), tl.trans(k))*scale, seen)
     tl.store(O + at, dot(p.to(v.dtype), v).to(v.dtype), rows)
@@ -207,7 +207,7 @@ def text_forward(Q, PLACE, K, V, MASK, O, W, B, N, S, M, H, eps, scale, D: tl.co
 
 # %% ../nbs/01a_attention.ipynb #022-01a
 @triton.jit
-def text_backward(Q, PLACE, K, V, MASK, G, DQ, DKV, DPLACE, PART, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr):
+def text_backward(Q, OFFSET, K, V, MASK, G, DQ, DKV, DOFFSET, PART, W, B, N, S, M, H, eps, scale, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, FULL: tl.constexpr, BLOCKS: tl.constexpr):
     i, h, b = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     k, v, seen, w, bias = text_place(K, V, MASK, W, B, b, h, M, H, D, KEYS, FULL)
     item = b.to(tl.int64)*N*H*D
@@ -218,7 +218,7 @@ def text_backward(Q, PLACE, K, V, MASK, G, DQ, DKV, DPLACE, PART, W, B, N, S, M,
         c, rows = columns(n < N, D, FULL)
         at = (n*H + h)[:, None]*D + c[None]
         x, g = tl.load(Q + at, rows, 0.).to(tl.float32), tl.load(G + at, rows, 0.)
-        x += tl.where(rows, frame_place(PLACE, (i*BLOCKS + j)*ROWS, S, H, h, c, D), 0.)
+        x += tl.where(rows, frame_offset(OFFSET, (i*BLOCKS + j)*ROWS, N, S, H, h, c, D), 0.)
         r, d = standard(mean(x, D), mean(x*x, D), eps)
         x = x*r + d
         p = attention_weights(dot((x*w + bias).to(g.dtype), tl.trans(k))*scale, seen)
@@ -230,7 +230,7 @@ def text_backward(Q, PLACE, K, V, MASK, G, DQ, DKV, DPLACE, PART, W, B, N, S, M,
         m, along = -r*mean(dx, D), -r*mean(dx*x, D)
         dx = (dx*r + m + x*along).to(g.dtype)
         tl.store(DQ + at, dx, rows)
-        store_sum(DPLACE + ((b*tl.cdiv(N, ROWS) + i*BLOCKS + j)*H + h)*D, tl.where(rows, dx, 0.), c, (c < D) & ((i*BLOCKS + j)*ROWS < N), g.dtype, ROWS)
+        store_sum(DOFFSET + ((b*tl.cdiv(N, ROWS) + i*BLOCKS + j)*H + h)*D, tl.where(rows, dx, 0.), c, (c < D) & ((i*BLOCKS + j)*ROWS < N), g.dtype, ROWS)
     share, a, m = i*tl.num_programs(2) + b, mean(a, 16), tl.arange(0, KEYS)                     # DKV is (shares, B, M, 2, h, d)
     c, keys = columns(m < M, D, FULL)
     at = ((share*M + m)*2*H + h)[:, None]*D + c[None]
@@ -240,51 +240,51 @@ def text_backward(Q, PLACE, K, V, MASK, G, DQ, DKV, DPLACE, PART, W, B, N, S, M,
 
 
 # %% ../nbs/01a_attention.ipynb #023-01a
-def text_sizes(q, place, k, eps, rows, blocks): # grid, numbers, constants
+def text_sizes(q, offset, k, eps, rows, blocks): # grid, numbers, constants
     (B, N, H, D), M = q.shape, k.shape[1]
-    return (triton.cdiv(N, rows*blocks), H, B), (N, N//len(place), M, H, eps, D**-.5), dict(D=D, ROWS=rows, KEYS=tile(M), FULL=tile(D), num_warps=rows//16, num_stages=1)
+    return (triton.cdiv(N, rows*blocks), H, B), (N, N//len(offset), M, H, eps, D**-.5), dict(D=D, ROWS=rows, KEYS=tile(M), FULL=tile(D), num_warps=rows//16, num_stages=1)
 
 @custom_op('text2sign::text_attention', mutates_args=())
-def _text(q:Tensor, place:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:
-    q, place, k, v, mask = (o.contiguous() for o in (q, place, k, v, mask))
-    grid, numbers, constants = text_sizes(q, place, k, eps, 64, 1)
+def _text(q:Tensor, offset:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:
+    q, offset, k, v, mask = (o.contiguous() for o in (q, offset, k, v, mask))
+    grid, numbers, constants = text_sizes(q, offset, k, eps, 64, 1)
     out = torch.empty_like(q)
-    text_forward[grid](q, place, k, v, mask, out, qw, qb, *numbers, **constants)
+    text_forward[grid](q, offset, k, v, mask, out, qw, qb, *numbers, **constants)
     return out
 
 @custom_op('text2sign::text_attention_grad', mutates_args=())
-def _text_grad(g:Tensor, q:Tensor, place:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g, q, place, k, v, mask = (o.contiguous() for o in (g, q, place, k, v, mask))
-    grid, numbers, constants = text_sizes(q, place, k, eps, 64, 8)
+def _text_grad(g:Tensor, q:Tensor, offset:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g, q, offset, k, v, mask = (o.contiguous() for o in (g, q, offset, k, v, mask))
+    grid, numbers, constants = text_sizes(q, offset, k, eps, 64, 8)
     fp32 = lambda *shape: q.new_empty(shape, dtype=torch.float32)
-    dq, dkv, dplace, part = torch.empty_like(q), fp32(grid[0], *k.shape[:2], 2, *k.shape[2:]), fp32(len(q), triton.cdiv(q.shape[1], 64), *q.shape[2:]), fp32(grid[0]*grid[1]*grid[2], 2, q.shape[-1])
-    text_backward[grid](q, place, k, v, mask, g, dq, dkv, dplace, part, qw, qb, *numbers, **constants, BLOCKS=8)
-    return dq, dkv, dplace, part
+    dq, dkv, doffset, part = torch.empty_like(q), fp32(grid[0], *k.shape[:2], 2, *k.shape[2:]), fp32(len(q), triton.cdiv(q.shape[1], 64), *q.shape[2:]), fp32(grid[0]*grid[1]*grid[2], 2, q.shape[-1])
+    text_backward[grid](q, offset, k, v, mask, g, dq, dkv, doffset, part, qw, qb, *numbers, **constants, BLOCKS=8)
+    return dq, dkv, doffset, part
 
 @_text.register_fake
 def _(q, *args): return q.new_empty(q.shape)
 
 @_text_grad.register_fake
-def _(g, q, place, k, *args):
+def _(g, q, offset, k, *args):
     (B, N, H, D), shares = q.shape, (q.shape[1] + 511)//512
     return q.new_empty(q.shape), *(q.new_empty(s, dtype=torch.float32) for s in ((shares, *k.shape[:2], 2, H, D), (B, (N + 63)//64, H, D), (shares*H*B, 2, D)))
 
 def _text_back(ctx, g):
-    q, place, k, *others = ctx.saved_tensors
-    dq, dkv, dplace, part = _text_grad(g, q, place, k, *others, ctx.eps)
-    return dq, dplace.view(len(dplace), len(place), -1, *place.shape[1:]).sum((0, 2)).to(place.dtype), *dkv.sum(0).to(k.dtype).unbind(2), None, *part.sum(0).unbind(), None
+    q, offset, k, *others = ctx.saved_tensors
+    dq, dkv, doffset, part = _text_grad(g, q, offset, k, *others, ctx.eps)
+    return dq, doffset.view(len(doffset), len(offset), -1, *offset.shape[1:]).sum((0, 2)).to(offset.dtype), *dkv.sum(0).to(k.dtype).unbind(2), None, *part.sum(0).unbind(), None
 
 _text.register_autograd(_text_back, setup_context=remember)
 
 # %% ../nbs/01a_attention.ipynb #024-01a
 def text_attention(q:Tensor, # (B, T*S, h, d), d at most 128: queries of T frames
-                   place:Tensor, # (T, h, d): what each frame adds to its queries
+                   offset:Tensor, # (T, h, d): what each frame adds to its queries
                    k:Tensor, v:Tensor, # (B, M, h, d) of the same type, M at most 64; the keys normalised
                    mask:Tensor, # (B, M) bool: the keys that are there, at least one
                    q_norm:nn.LayerNorm, # over d
                   ) -> Tensor: # (B, T*S, h, d)
     "Cross-attention of many tokens to few: each frame's offset, the layer norm of the queries, soft-max and products in one kernel each way."
-    if q.shape[1]//len(place) % 64:                                                 # a program's 64 tokens would be of two frames
-        q = (q.unflatten(1, (len(place), -1)) + place[:, None]).flatten(1, 2).to(q.dtype)
-        place = torch.zeros_like(place[:1])
-    return _text(q, place, k, v, mask, q_norm.weight, q_norm.bias, q_norm.eps)
+    if q.shape[1]//len(offset) % 64:                                                 # a program's 64 tokens would be of two frames
+        q = (q.unflatten(1, (len(offset), -1)) + offset[:, None]).flatten(1, 2).to(q.dtype)
+        offset = torch.zeros_like(offset[:1])
+    return _text(q, offset, k, v, mask, q_norm.weight, q_norm.bias, q_norm.eps)

@@ -6,8 +6,8 @@
 __all__ = ['TRITON', 'START', 'END', 'PAD', 'AGAIN', 'sincos', 'sincos_2d', 'TimestepEmbedder', 'LabelEmbedder', 'rotate',
            'attend', 'has_kernel', 'SpaceAttention', 'modulate', 'Stream', 'join', 'total', 'adaln', 'MLP', 'Block',
            'Patches', 'unpatchify', 'FinalLayer', 'DiT', 'check_shape', 'shape_of', 'tokenize', 'TextEncoder',
-           'frozen_encoder', 'read_frozen', 'branch_heads', 'TextAttention', 'TimeAttention', 'VideoBlock',
-           'checkpointed', 'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
+           'frozen_encoder', 'read_frozen', 'TextAttention', 'TimeAttention', 'VideoBlock', 'checkpointed',
+           'over_frames', 'VideoDiT', 'part_of', 'by_part', 'flops']
 
 # %% ../nbs/01_dit.ipynb #002-01
 import inspect, math
@@ -98,7 +98,7 @@ def has_kernel(x:Tensor, # (..., D)
                features:int=0, # of a head
               ) -> bool:
     "Is this a case for `text2sign.attention`, or without a length for `text2sign.adaln`?"
-    return TRITON and x.is_cuda and x.dtype == torch.bfloat16 and length <= 64 and features <= 128 and x.shape[-1] <= 2048
+    return TRITON and x.is_cuda and x.dtype == torch.bfloat16 and (length <= 64 and features <= 128 if length else x.shape[-1] <= 2048)
 
 class SpaceAttention(Attention):
     "timm's attention, its sequences one per image; its last projection is left to `join`."
@@ -330,10 +330,6 @@ def read_frozen(texts:list[str], # B strings
     return F.layer_norm(torch.cat(out), out[0].shape[-1:]), tokens['attention_mask'].bool()
 
 # %% ../nbs/01_dit.ipynb #041-01
-def branch_heads(width:int, heads:int) -> int: # of the new branches
-    "Heads of 64 features where the width allows, which is what attention kernels like best; else as many as the image model has."
-    return heads if width % 64 else width//64
-
 class TextAttention(nn.Module):
     "Cross-attention from the tokens of each frame to the text; its last projection is left to `join`."
     def __init__(self, width:int, heads:int, text_width:int, frame_features:int=128):
@@ -378,18 +374,21 @@ class TimeAttention(nn.Module):
 # %% ../nbs/01_dit.ipynb #047-01
 class VideoBlock(Block):
     "An image block with text and time between its attention and its MLP."
-    def __init__(self, width:int, heads:int, qk_norm:bool=False, text_width:int=384):
+    def __init__(self, width:int, heads:int, qk_norm:bool, text_width:int, branch_heads:int):
         super().__init__(width, heads, qk_norm)
-        heads = branch_heads(width, heads)
-        self.text_attn, self.time_attn = TextAttention(width, heads, text_width), TimeAttention(width, heads)
+        self.text_attn, self.time_attn = TextAttention(width, branch_heads, text_width), TimeAttention(width, branch_heads)
 
-    def space_and_text(self, s:Stream, m:Tensor, place:Tensor, text:Tensor, mask:Tensor) -> tuple[Tensor, Tensor]: # some frames: of (B, t, S, D), (B, t, 3D), (1, t, D) -> their tokens, and what time attends to
+    def space_and_text(self, s:Stream, m:Tensor, place:Tensor, text:Tensor, mask:Tensor) -> Stream: # some frames: of (B, t, S, D), (B, t, 3D), (1, t, D)
         shift, scale, gate = m.chunk(3, -1)
         x, h = adaln(s, self.norm1, shift, scale)
         x, h = adaln(join(x, self.attn(h.flatten(0, 1)).view(x.shape), self.attn.proj, gate), self.text_attn.norm)
-        return adaln(join(x, self.text_attn(h, place[0], text, mask), self.text_attn.proj), self.time_attn.norm)
+        return join(x, self.text_attn(h, place[0], text, mask), self.text_attn.proj)
 
-    def feed_forward(self, x:Tensor, o:Tensor, m:Tensor) -> Stream: # some frames: (B, t, S, D), what time made of them, (B, t, 3D)
+    def over_time(self, s:Stream, frames:Tensor) -> tuple[Tensor, Tensor]: # all frames -> their tokens, and what time makes of them: (B, T, S, D) twice
+        x, h = adaln(s, self.time_attn.norm)
+        return x, self.time_attn(h, frames)
+
+    def feed_forward(self, x:Tensor, o:Tensor, m:Tensor) -> Stream: # some frames: (B, t, S, D) twice, (B, t, 3D)
         shift, scale, gate = m.chunk(3, -1)
         x, h = adaln(join(x, o, self.time_attn.proj), self.norm2, shift, scale)
         return join(x, self.mlp(h), self.mlp.fc2, gate)
@@ -398,11 +397,11 @@ class VideoBlock(Block):
         before, after = self.adaLN_modulation(c).chunk(2, -1)               # (B, T, 3D): for the attention, for the MLP
         place = self.text_attn.place(frames)[None]
         if frame_chunk is None:
-            x, h = self.space_and_text(s, before, place, text, mask)
-            return self.feed_forward(x, self.time_attn(h, frames), after)
-        x, h = over_frames(frame_chunk, lambda x, *args: self.space_and_text(Stream(x), *args, text, mask), total(s), before, place)
-        o = checkpointed(self.time_attn, h, frames)
-        return Stream(*over_frames(frame_chunk, lambda *args: (total(self.feed_forward(*args)),), x, o, after))
+            x, o = self.over_time(self.space_and_text(s, before, place, text, mask), frames)
+            return self.feed_forward(x, o, after)
+        x = over_frames(frame_chunk, lambda x, *args: total(self.space_and_text(Stream(x), *args, text, mask)), total(s), before, place)
+        x, o = checkpointed(self.over_time, Stream(x), frames)
+        return Stream(over_frames(frame_chunk, lambda *args: total(self.feed_forward(*args)), x, o, after))
 
 # %% ../nbs/01_dit.ipynb #048-01
 def checkpointed(f, *args):
@@ -410,12 +409,11 @@ def checkpointed(f, *args):
     return checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f(*args)
 
 def over_frames(n:int, # frames at a time
-                f, # works frame by frame: gives several tensors (B, t, ...)
+                f, # works frame by frame: tensors (B, t, ...) -> a tensor (B, t, ...)
                 *inputs:Tensor, # (B, T, ...) each
-               ) -> list[Tensor]: # what `f` gives, for all frames
+               ) -> Tensor: # what `f` gives, for all frames
     "Apply `f` chunk by chunk, forgetting its inner activations; the last chunk may be shorter."
-    pieces = [checkpointed(f, *piece) for piece in zip(*(v.split(n, 1) for v in inputs))]
-    return [torch.cat(parts, 1) for parts in zip(*pieces)]
+    return torch.cat([checkpointed(f, *piece) for piece in zip(*(v.split(n, 1) for v in inputs))], 1)
 
 # %% ../nbs/01_dit.ipynb #050-01
 class VideoDiT(DiT):
@@ -425,17 +423,19 @@ class VideoDiT(DiT):
                  text_depth:int=2, # layers of the text encoder
                  encoder:str='', # folder or hub id of a frozen text encoder instead; then text_width is its number of features
                  text_cond:bool=True, # also let the text speak through each frame's adaLN
+                 branch_heads:int|None=None, # of the attention to text and time; default: heads of 64 features where the width allows, else as many as the image model has
                  **image, # the arguments of `DiT`
                 ):
-        self.text_width = text_width or min(image.get('width', 1152), 384)      # known before the blocks are made
+        width, heads = image.get('width', 1152), image.get('heads', 16)                # the blocks are made below
+        self.text_width, self.branch_heads = text_width or min(width, 384), branch_heads or (heads if width % 64 else width//64)
         super().__init__(**image)
         self.encoder, self.text_encoder = encoder, None if encoder else TextEncoder(self.text_width, text_depth)
-        self.text_cond = TextAttention(self.width, branch_heads(self.width, self.heads), self.text_width) if text_cond else None
+        self.text_cond = TextAttention(self.width, self.branch_heads, self.text_width) if text_cond else None
         for branch in self.branches(): nn.init.zeros_(branch.proj.weight); nn.init.zeros_(branch.proj.bias)
-        self.config |= dict(text_width=self.text_width, text_depth=text_depth, encoder=encoder, text_cond=text_cond)
+        self.config |= dict(text_width=self.text_width, text_depth=text_depth, encoder=encoder, text_cond=text_cond, branch_heads=self.branch_heads)
 
     def branches(self): return [b for block in self.blocks for b in (block.text_attn, block.time_attn)] + [self.text_cond]*(self.text_cond is not None)
-    def make_block(self): return VideoBlock(self.width, self.heads, self.qk_norm, self.text_width)
+    def make_block(self): return VideoBlock(self.width, self.heads, self.qk_norm, self.text_width, self.branch_heads)
 
     @classmethod
     def from_image(cls, image:DiT, **kwargs) -> 'VideoDiT':

@@ -131,6 +131,7 @@ def enter(self:_Trace, m, args, kwargs):
     call = _Call(m, self.calls[m], list(map(_range, ins)), next(filter(None, (_bad(x, mask=True) for x in ins)), None))
     self.stack.append(call)
     def private(o):
+        if isinstance(o, (tuple, list)): return getattr(type(o), '_make', type(o))(map(private, o))
         if not (isinstance(o, Tensor) and o.requires_grad and torch.is_grad_enabled()): return o
         o = o.view_as(o); o.register_hook(partial(self.grad, call, ''))
         return o

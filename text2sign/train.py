@@ -198,7 +198,7 @@ class Trainer:
         self.rank, self.world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         self.optimizer = torch.optim.AdamW(groups(params, set(copied), recipe), lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard, self.step, self.history = EMA(model, recipe.ema), Guard(), 0, []
-        self.device, self.noised, self.error = model.pos_embed.device, objective.noised, objective.loss
+        self.device, self.noised, self.losses = model.pos_embed.device, objective.noised, objective.loss
         self.recorded = None                                                        # forward and backward pass as a CUDA graph, see `recorded_forward_backward`
 
     def state(self) -> tuple[dict, dict]: # tensors, and what JSON can hold
@@ -260,7 +260,7 @@ def loss(self:Trainer, x:Tensor, cond, t:Tensor, eps:Tensor) -> Tensor: # (B,)
     kwargs = dict(frame_chunk=self.recipe.frame_chunk or None) if isinstance(self.model, VideoDiT) else {}
     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == 'bf16'):
         out = self.model(self.noised(x, eps, t), t, cond, **kwargs)
-    return self.error(out, x, eps, t)
+    return self.losses(out, x, eps, t)
 
 @patch
 def draw(self:Trainer, batches:Batches, step:int) -> list: # accumulation × (x, cond, t, eps)
@@ -426,7 +426,7 @@ def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
     for part in (model.x_embedder, model.final_layer): part.compile()
     for block in model.blocks:
         if not frame_chunk: block.compile()
-        else: block.space_and_text, block.feed_forward, block.time_attn.forward = map(torch.compile, (block.space_and_text, block.feed_forward, block.time_attn.forward))
+        else: block.space_and_text, block.over_time, block.feed_forward = map(torch.compile, (block.space_and_text, block.over_time, block.feed_forward))
 
 # %% ../nbs/05_train.ipynb #recorded-05
 class Recorded:
@@ -475,7 +475,9 @@ def warm_up(tr:Trainer, batches:Batches) -> float: # seconds it took
     if tr.recorded: return 0.
     start = time.perf_counter()
     compile_blocks(tr.model, 0 if batches.stills else tr.recipe.frame_chunk)
-    tr.noised, tr.error = torch.compile(tr.noised), torch.compile(tr.error)
+    x, _, t, eps = tr.draw(batches, tr.step)[0]
+    tr.noised(x, eps, t)                                            # what the objective has moves to the device now, and not while recording
+    tr.noised, tr.losses = torch.compile(tr.noised), torch.compile(tr.losses)
     try:
         if tr.device.type == 'cuda' and not tr.recipe.frame_chunk: tr.recorded = recorded_forward_backward(tr); tr.recorded(tr.draw(batches, tr.step))
         else: tr.forward_backward(tr.draw(batches, tr.step)[:1])
