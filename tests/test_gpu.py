@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from text2sign.corpus import Clips, spell
-from text2sign.diffusion import Flow
+from text2sign.diffusion import Flow, objective
 from text2sign.dit import VideoDiT
 from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, warm_up, what_fits
 
@@ -30,14 +30,15 @@ def test_memory_that_fits():
     del taken
 
 
-@pytest.mark.parametrize('how', [dict(), dict(accumulation=2), dict(precision='bf16'), dict(precision='bf16', frame_chunk=5)], ids=str)
+@pytest.mark.parametrize('how', [dict(), dict(accumulation=2), dict(precision='bf16'), dict(precision='bf16', frame_chunk=5), dict(precision='bf16', objective='epsilon')], ids=str)
 def test_recorded_step_on_gpu(how):
     "Compiled and, where that is possible, recorded as a graph, a step is the step it was."
-    batches = Batches(spell(['HI', 'ZOE', 'CAB', 'JO'], frames=14, size=32, progress=False), False, 4, drop=0.2, device='cuda')
+    batches, how = Batches(spell(['HI', 'ZOE', 'CAB', 'JO'], frames=14, size=32, progress=False), False, 4, drop=0.2, device='cuda'), dict(how)
+    path = objective(how.pop('objective', 'flow'))
     def trainer():
         torch.manual_seed(0)
         model = VideoDiT(size=32, patch=8, channels=3, width=64, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True).cuda()
-        return Trainer(model, Flow(), Recipe(steps=6, lr=1e-3, **how))
+        return Trainer(model, path, Recipe(steps=6, lr=1e-3, **how))
     plain, fast = trainer(), trainer()
     warm_up(fast, batches)
     start = [p.detach().clone() for p in plain.params.values()]
