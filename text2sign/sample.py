@@ -23,7 +23,7 @@ from .corpus import frames_needed, save_npz, strip, upper
 from .diffusion import Flow, like, objective
 from .dit import DiT, VideoDiT
 from .surgery import load
-from .train import Recorded, pick_precision
+from .train import Recorded, compile_blocks, pick_precision
 
 # %% ../nbs/06_sample.ipynb #005-06
 SAMPLERS = dict(flow=('dpm++', 'unipc', 'euler', 'heun'), epsilon=('unipc', 'dpm++', 'ddim'))       # of each objective; the first is 'auto'
@@ -179,7 +179,7 @@ def generate(model:VideoDiT,
              each=None, # called after every model call as each(done, total, x0 (b, T, C, H, W)), over all batches
              finished=None, # called with each clip when its batch is made, as finished(i, clip (T, H, W, 3)); i: its place in `texts`
              progress:bool=False, # show a bar
-             compile:bool=False, # the model's blocks: costs a minute for each length (give `frames`), pays on a GPU for hundreds of clips
+             compile:bool=False, # the model: costs a minute for each length (give `frames`), pays on a GPU for hundreds of clips
             ) -> np.ndarray: # uint8 (N, T, H, W, 3)
     "Texts become clips. Raises ValueError for a text that the model's alphabet cannot spell, settings that do not fit the model, and NaN."
     if not isinstance(model, VideoDiT): raise ValueError('this is an image model: it has no text to sign; `generate_stills` paints its letters')
@@ -193,7 +193,7 @@ def generate(model:VideoDiT,
     alike = {T: [i for i, other in enumerate(made) if other == T] for T in sorted(set(made))}      # what is made together is equally long
     parts = [same[at:at+batch] for same in alike.values() for at in range(0, len(same), batch)]
     calls, out = len(scheduler(obj, steps, sampler).timesteps), {}
-    for block in model.blocks if compile else []: block.compile()
+    if compile: compile_blocks(model)
     def ask(*args):
         with torch.autocast(device.type, torch.bfloat16, enabled=half): return model(*args, frame_chunk=frame_chunk)
     if device.type == 'cuda': ask = recorded(ask)                   # a few clips keep a GPU waiting for the host

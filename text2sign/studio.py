@@ -444,6 +444,7 @@ def run_notebook(path, out, # notebook; where its executed copy goes
     if e: raise e
     return ''
 
+# %% ../nbs/09_studio.ipynb #end-kernel-09
 def end_kernel(told:set, # kernels that were terminated already: each hears it once
                kill:bool, # at once, with the processes that it started
               ) -> None:

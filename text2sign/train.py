@@ -628,6 +628,7 @@ class ByValue:
         self.loads, self.data = cloudpickle.loads, cloudpickle.dumps(function)
     def __reduce__(self): return self.loads, (self.data,)
 
+# %% ../nbs/05_train.ipynb #launch-05
 def launch(job, # called in every process as job(accelerator)
            processes:int, # GPUs to use; on a machine without, CPU processes that share its cores
           ) -> None:
@@ -744,6 +745,7 @@ def find_run(name:str, # of the run; '' takes the default
     if not resume and folder.exists(): raise FileExistsError(f'run {folder.name!r} exists: choose another name, or go on with it by resume={folder.name}')
     return folder
 
+# %% ../nbs/05_train.ipynb #start-run-05
 def start_run(folder:Path, settings:dict) -> None:
     "Make the run's folder with its settings, and let `latest` beside it point there."
     folder.mkdir(parents=True, exist_ok=True)
@@ -755,6 +757,7 @@ def start_run(folder:Path, settings:dict) -> None:
     link.symlink_to(folder.name)
     os.replace(link, folder.parent/'latest')
 
+# %% ../nbs/05_train.ipynb #agree-05
 def agree(folder:Path, # of the run
           given:dict, # settings as they are now
           defaults:dict, # settings as the notebook has them
