@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['columns', 'halves', 'vectors', 'dot', 'mean', 'standard', 'normed', 'attention_weights', 'scores_grad', 'store_sum',
            'place', 'self_forward', 'side_grad', 'self_backward', 'tile', 'self_sizes', 'remember', 'self_attention',
-           'text_place', 'frame_offset', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
+           'features', 'store_features', 'product', 'patch_backward', 'by_library', 'patch_attention', 'text_place',
+           'frame_offset', 'text_forward', 'text_backward', 'text_sizes', 'text_attention']
 
 # %% ../nbs/01a_attention.ipynb #003-01a
 import torch, triton, triton.language as tl
@@ -136,7 +137,7 @@ def tile(n:int) -> int: return max(16, triton.next_power_of_2(n))               
 
 def self_sizes(qkv, cos, eps): # grid, numbers, constants
     B, L, R, _, H, D = qkv.shape
-    return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), FULL=tile(D), num_warps=tile(L)//16)
+    return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), FULL=tile(D), num_warps=4 if tile(L) == 64 else 1 if tile(D) <= 64 else tile(L)//16)
 
 @custom_op('text2sign::self_attention', mutates_args=())
 def _self(qkv:Tensor, bias:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> Tensor:
@@ -151,7 +152,8 @@ def _self_grad(g:Tensor, qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor,
     qkv, g = qkv.contiguous(), g.contiguous()
     grid, numbers, constants = self_sizes(qkv, cos, eps)
     dx, part = torch.empty_like(qkv), qkv.new_empty((*grid, 7, qkv.shape[-1]), dtype=torch.float32)
-    self_backward[grid](qkv, g, dx, part, qw, qb, kw, kb, cos, sin, *numbers, **constants, maxnreg=168 if constants['FULL'] <= 64 else 255)      # so that more programs run side by side
+    registers = {16: 168, 32: 255, 64: 128}[constants['ROWS']] if constants['FULL'] <= 64 else 255                # of a thread: with fewer, more programs run side by side
+    self_backward[grid](qkv, g, dx, part, qw, qb, kw, kb, cos, sin, *numbers, **constants, maxnreg=registers)
     return dx, part
 
 @_self.register_fake
@@ -178,6 +180,98 @@ def self_attention(qkv:Tensor, # (B, L, R, 3, h, d): attention along L, at most 
                   ) -> Tensor: # (B, L, R, h, d)
     "Self-attention of short sequences: layer norms of queries and keys, rotation, soft-max and products in one kernel each way."
     return _self(qkv, bias, q_norm.weight, q_norm.bias, k_norm.weight, k_norm.bias, cos, sin, q_norm.eps)
+
+# %% ../nbs/01a_attention.ipynb #043-01a
+@triton.jit
+def features(P, rows, c1, c2, D: tl.constexpr): # two tiles, from where these rows begin
+    return tl.load(P + rows[:, None] + c1[None]), tl.load(P + rows[:, None] + c2[None], (c2 < D)[None], 0.)
+
+@triton.jit
+def store_features(P, SUM, rows, x1, x2, c1, c2, D: tl.constexpr): # and what they add up to
+    tl.store(P + rows[:, None] + c1[None], x1.to(P.dtype.element_ty)); tl.store(P + rows[:, None] + c2[None], x2.to(P.dtype.element_ty), (c2 < D)[None])
+    tl.store(SUM + c1, tl.sum(x1, 0)); tl.store(SUM + c2, tl.sum(x2, 0), c2 < D)
+
+@triton.jit
+def product(a1, a2, b1, b2): return dot(a1, tl.trans(b1)) + dot(a2, tl.trans(b2))    # of each row of a with each of b
+
+
+# %% ../nbs/01a_attention.ipynb #044-01a
+@triton.jit
+def patch_backward(X, O, LSE, G, DX, DELTA, PART, L, H, scale, KEYS: tl.constexpr, D: tl.constexpr, F1: tl.constexpr, F2: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):
+    i, blocks, wide, narrow = tl.program_id(0), L//ROWS, 3*H*D, H*D                                    # from token to token in qkv, and in the outcome
+    item, t = i//blocks, tl.arange(0, ROWS)
+    b, h, n = (item//H).to(tl.int64), item % H, i % blocks*ROWS + t
+    c1, c2 = tl.arange(0, F1), F1 + tl.arange(0, F2)
+    Q, DX, O, G = X + b*L*wide + h*D, DX + b*L*wide + h*D, O + b*L*narrow + h*D, G + b*L*narrow + h*D
+    K, V, LSE, DELTA, PART = Q + narrow, Q + 2*narrow, LSE + item*L, DELTA + item*L, PART + i.to(tl.int64)*3*D
+    dx1, dx2, dv1, dv2 = tl.zeros((ROWS, F1), tl.float32), tl.zeros((ROWS, F2), tl.float32), tl.zeros((ROWS, F1), tl.float32), tl.zeros((ROWS, F2), tl.float32)
+    if KEYS:
+        a1, a2 = features(K, n*wide, c1, c2, D)
+        b1, b2 = features(V, n*wide, c1, c2, D)
+    else:
+        a1, a2 = features(Q, n*wide, c1, c2, D)
+        b1, b2 = features(G, n*narrow, c1, c2, D)
+        o1, o2 = features(O, n*narrow, c1, c2, D)
+        lse, delta = tl.load(LSE + n)[:, None], (tl.sum(b1.to(tl.float32)*o1.to(tl.float32), 1) + tl.sum(b2.to(tl.float32)*o2.to(tl.float32), 1))[:, None]
+        tl.store(DELTA + n[:, None], delta)
+    for s in tl.range(0, L, ROWS, num_stages=STAGES):
+        m = s + t
+        if KEYS:
+            x1, x2 = features(Q, m*wide, c1, c2, D)
+            y1, y2 = features(G, m*narrow, c1, c2, D)
+            lse, delta = tl.load(LSE + m)[None], tl.load(DELTA + m)[None]
+        else:
+            x1, x2 = features(K, m*wide, c1, c2, D)
+            y1, y2 = features(V, m*wide, c1, c2, D)
+        p = tl.exp(product(a1, a2, x1, x2)*scale - lse)
+        if KEYS: dv1 += dot(p.to(y1.dtype), y1); dv2 += dot(p.to(y2.dtype), y2)
+        ds = (p*(product(b1, b2, y1, y2) - delta)).to(x1.dtype)
+        dx1 += dot(ds, x1); dx2 += dot(ds, x2)
+    store_features(DX + KEYS*narrow, PART + KEYS*D, n*wide, dx1*scale, dx2*scale, c1, c2, D)
+    if KEYS: store_features(DX + 2*narrow, PART + 2*D, n*wide, dv1, dv2, c1, c2, D)
+
+
+# %% ../nbs/01a_attention.ipynb #045-01a
+def by_library(q, k, v): # (B, h, L, d) -> the same, and the logarithm of the sum of exponentials
+    ops = torch.ops.aten
+    if not q.is_cuda: return ops._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    if torch.cuda.get_device_capability(q.device)[0] in (9, 10): return ops._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
+    return ops._scaled_dot_product_flash_attention(q, k, v)[:2]
+
+@custom_op('text2sign::patch_attention', mutates_args=())
+def _patch(qkv:Tensor, bias:Tensor) -> tuple[Tensor, Tensor]:
+    out, lse = by_library(*(o.transpose(1, 2) for o in qkv.unbind(2)))
+    return out.transpose(1, 2).contiguous(), lse.flatten(2).contiguous()
+
+@custom_op('text2sign::patch_attention_grad', mutates_args=())
+def _patch_grad(g:Tensor, qkv:Tensor, out:Tensor, lse:Tensor) -> tuple[Tensor, Tensor]:
+    qkv, g = qkv.contiguous(), g.contiguous()
+    B, L, _, H, D = qkv.shape
+    F1 = triton.next_power_of_2(D)//2
+    dx, delta, part = torch.empty_like(qkv), torch.empty_like(lse), qkv.new_empty((B*H*L//64, 3, D), dtype=torch.float32)
+    for KEYS in (False, True): patch_backward[len(part),](qkv, out, lse, g, dx, delta, part, L, H, D**-.5, KEYS, D, F1, tile(D - F1), ROWS=64, STAGES=3 if KEYS else 1, num_warps=4)
+    return dx, part
+
+@_patch.register_fake
+def _(qkv, bias): return qkv.new_empty((*qkv.shape[:2], *qkv.shape[3:])), qkv.new_empty((len(qkv), qkv.shape[3], qkv.shape[1]), dtype=torch.float32)
+
+@_patch_grad.register_fake
+def _(g, qkv, out, lse): return qkv.new_empty(qkv.shape), qkv.new_empty((lse.numel()//64, 3, qkv.shape[-1]), dtype=torch.float32)
+
+def _patch_back(ctx, g, _):
+    dx, part = _patch_grad(g, *ctx.saved_tensors)
+    return dx, part.view(len(dx), dx.shape[3], -1, *part.shape[1:]).sum((0, 2)).transpose(0, 1).flatten()
+
+_patch.register_autograd(_patch_back, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], *output))
+
+
+# %% ../nbs/01a_attention.ipynb #046-01a
+def patch_attention(qkv:Tensor, # (B, L, 3, h, d): attention along L, a multiple of 64; d a multiple of 8, from 24 to 128
+                    bias:Tensor, # (3*h*d,) float32: what `qkv` has added already; it gets its gradient here, where the sums are at hand
+                   ) -> Tensor: # (B, L, h, d)
+    "Self-attention of images, without norms: forward the library's, backward one kernel, twice."
+    return _patch(qkv, bias)[0]
+
 
 # %% ../nbs/01a_attention.ipynb #021-01a
 @triton.jit

@@ -54,9 +54,10 @@ class Batches:
         self.frames, self.std = (None if f is None else torch.from_numpy(f).movedim(-1, 2).contiguous().to(device) for f in (clips.frames, clips.std))     # (N, T, C, H, W) uint8 pixels, or float latents and how unsure they are
         self.null, self.orders, self.names = len(clips.alphabet) + 1 if null is None else null, {}, clips.names
         if stills:
-            valid = torch.arange(self.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]
-            labels = torch.full(valid.shape, self.null) if clips.letters is None else torch.as_tensor(clips.letters)
-            self.where, self.labels = valid.nonzero().to(device), labels[valid].to(device)
+            valid = (torch.arange(self.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]).flatten()
+            labels = torch.full(valid.shape, self.null) if clips.letters is None else torch.as_tensor(clips.letters).flatten()
+            self.frames, self.std = (None if f is None else f.flatten(0, 1) for f in (self.frames, self.std))      # (N*T, C, H, W)
+            self.where, self.labels = valid.nonzero()[:, 0].to(device), labels[valid].to(device)
         else: self.texts = [p.to(device) for p in read([*clips.texts, ''])]                              # read once; the last row is 'no text'
         self.n = len(self.where) if stills else len(self.frames)
 
@@ -76,12 +77,13 @@ def __call__(self:Batches, step:int) -> tuple: # x float (B, [T,] C, H, W) in [-
     "The batch of a step."
     i, g = self.items(step), generator(self.device, self.seed, 2, step)
     drop = torch.rand(self.batch, generator=g, device=self.device) < self.drop
-    at = tuple(self.where[i].T) if self.stills else i
+    at = self.where[i] if self.stills else i
     if self.stills: cond = torch.where(drop, self.null, self.labels[i])
     else: cond = tuple(torch.where(drop.view(-1, *[1]*(p.dim() - 1)), p[-1], p[i]) for p in self.texts)
-    x = self.frames[at].float()
-    if self.std is not None: x = x + self.std[at].float()*torch.randn(x.shape, generator=g, device=self.device)
-    return x/127.5 - 1 if self.frames.dtype == torch.uint8 else x, cond
+    x = self.frames.index_select(0, at)
+    if x.dtype == torch.uint8: return x/127.5 - 1, cond
+    x = x.float()
+    return x if self.std is None else x + self.std.index_select(0, at).float()*torch.randn(x.shape, generator=g, device=self.device), cond
 
 # %% ../nbs/05_train.ipynb #019-05
 class EMA:
