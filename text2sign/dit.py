@@ -82,10 +82,10 @@ def attend(x:Tensor, # (B, L, R, D): attention runs along L
            heads:int, # h
            pos:Tensor|None=None, # (L,) the place of each, for a rotation; None: a set
           ) -> Tensor: # (B, L, R, h*d)
-    "Self-attention along one axis. On a GPU short sequences, and images of 128 to 256 patches, have kernels of their own; the rest is PyTorch's, with R laid out as so many more heads, which copies nothing."
+    "Self-attention along one axis. On a GPU short sequences, and images of 128 to 512 patches, have kernels of their own; the rest is PyTorch's, with R laid out as so many more heads, which copies nothing."
     split = lambda o: o.unflatten(-1, (3, heads, -1))                                               # (B, L, R, 3, h, d)
     L, d, plain = x.shape[1], qkv.out_features//(3*heads), isinstance(q_norm, nn.Identity) and pos is None
-    if plain and x.shape[2] == 1 and has_kernel(x) and L in (128, 192, 256) and d in range(24, 129, 8):
+    if plain and x.shape[2] == 1 and has_kernel(x) and L in range(128, 513, 64) and d in range(24, 129, 8):
         return patch_attention(split(F.linear(x, qkv.weight, qkv.bias.detach())).squeeze(2), qkv.bias).flatten(-2).unsqueeze(2)
     if isinstance(q_norm, nn.LayerNorm) and has_kernel(x, L, d):
         cos, sin = (None, None) if pos is None else (o.contiguous() for o in sincos(pos, d, 100).chunk(2, -1))
