@@ -270,6 +270,8 @@ def patch_attention(qkv:Tensor, # (B, L, 3, h, d): attention along L, a multiple
                     bias:Tensor, # (3*h*d,) float32: what `qkv` has added already; it gets its gradient here, where the sums are at hand
                    ) -> Tensor: # (B, L, h, d)
     "Self-attention of images, without norms: forward the library's, backward one kernel, twice."
+    L, d = qkv.shape[1], qkv.shape[-1]
+    if L % 64 or d not in range(24, 129, 8): raise ValueError(f'{L} tokens and {d} features a head: this kernel needs a multiple of 64, and a multiple of 8 from 24 to 128')
     return _patch(qkv, bias)[0]
 
 
