@@ -82,7 +82,7 @@ def attend(x:Tensor, # (B, L, R, D): attention runs along L
            heads:int, # h
            pos:Tensor|None=None, # (L,) the place of each, for a rotation; None: a set
           ) -> Tensor: # (B, L, R, h*d)
-    "Self-attention along one axis. On a GPU short sequences, and images of 128 to 512 patches, have kernels of their own; the rest is PyTorch's, with R laid out as so many more heads, which copies nothing."
+    "Self-attention along one axis. On a GPU short sequences, and images of 128 to 512 patches without norms, have kernels of their own; the rest is PyTorch's, with R laid out as so many more heads, which copies nothing."
     split = lambda o: o.unflatten(-1, (3, heads, -1))                                               # (B, L, R, 3, h, d)
     L, d, plain = x.shape[1], qkv.out_features//(3*heads), isinstance(q_norm, nn.Identity) and pos is None
     if plain and x.shape[2] == 1 and has_kernel(x) and L in range(128, 513, 64) and d in range(24, 129, 8):

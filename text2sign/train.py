@@ -11,7 +11,7 @@ __all__ = ['EARLY', 'TRACES', 'generator', 'Batches', 'EMA', 'HeldOut', 'Recipe'
            'own_data', 'check_settings', 'check_data_settings']
 
 # %% ../nbs/05_train.ipynb #002-05
-import io, json, math, os, resource, signal, socket, sys, threading, time, weakref
+import io, json, math, os, resource, signal, socket, sys, threading, time, weakref, zipfile
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -780,6 +780,7 @@ def own_data(data:str, # the setting
     path = next((p for p in (Path(data).expanduser(), root()/data) if data and p.exists()), None)      # papermill runs where you are, JupyterLab in nbs/
     if path is None and (os.sep in data or Path(data).suffix): raise FileNotFoundError(f'data={data}: no such folder or file, here ({Path.cwd()}) or in the repository')
     if path and not path.is_dir() and path.suffix.lower() not in ('.npz', '.csv'): raise ValueError(f'data={data} is one {path.suffix or "nameless"} file: give the folder of the videos and their texts, a .csv that lists them, or saved Clips (.npz)')
+    if path and path.suffix.lower() == '.npz' and not (zipfile.is_zipfile(path) and {'frames.npy', 'texts.npy'} <= {*zipfile.ZipFile(path).namelist()}): raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed')
     return path
 
 def check_settings(settings:dict, # of the run: name -> value
