@@ -425,6 +425,7 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
 # %% ../nbs/05_train.ipynb #d8590388
 def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
     "One block compiles in seconds and serves all (the first once more: nothing waits to be added to its tokens); the whole model would take minutes. Chunks of frames are compiled as one chunk, not unrolled."
+    torch._dynamo.config.recompile_limit = 32           # of a block: the first and the others, with gradients and without, a size given and then any
     for part in (model.x_embedder, model.final_layer): part.compile()
     for block in model.blocks:
         if not frame_chunk: block.compile()
