@@ -15,6 +15,7 @@ import io, json, math, os, resource, signal, socket, sys, threading, time, weakr
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -425,7 +426,7 @@ def out_of_memory(tr:Trainer, batches:Batches) -> str:
 # %% ../nbs/05_train.ipynb #d8590388
 def compile_blocks(model:DiT, frame_chunk:int=0) -> None:
     "One block compiles in seconds and serves all (the first once more: nothing waits to be added to its tokens); the whole model would take minutes. Chunks of frames are compiled as one chunk, not unrolled."
-    torch._dynamo.config.recompile_limit = 32           # of a block: the first and the others, with gradients and without, a size given and then any
+    import_module('torch._dynamo.config').recompile_limit = 32        # of a block: the first and the others, with gradients and without, a size given and then any. (By name: launched processes get this pickled, and that module cannot be.)
     for part in (model.x_embedder, model.final_layer): part.compile()
     for block in model.blocks:
         if not frame_chunk: block.compile()
