@@ -139,6 +139,7 @@ def self_sizes(qkv, cos, eps): # grid, numbers, constants
     B, L, R, _, H, D = qkv.shape
     return (B*R*H,), (L, R, H, eps, D**-.5), dict(half=D//2, ROPE=cos is not None, ROWS=tile(L), COLS=tile(D//2), FULL=tile(D), num_warps=4 if tile(L) == 64 else 1 if tile(D) <= 64 else tile(L)//16)
 
+# %% ../nbs/01a_attention.ipynb #016b-01a
 @custom_op('text2sign::self_attention', mutates_args=())
 def _self(qkv:Tensor, bias:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor, cos:Tensor|None, sin:Tensor|None, eps:float) -> Tensor:
     qkv = qkv.contiguous()
@@ -156,6 +157,7 @@ def _self_grad(g:Tensor, qkv:Tensor, qw:Tensor, qb:Tensor, kw:Tensor, kb:Tensor,
     self_backward[grid](qkv, g, dx, part, qw, qb, kw, kb, cos, sin, *numbers, **constants, maxnreg=registers)
     return dx, part
 
+# %% ../nbs/01a_attention.ipynb #016c-01a
 @_self.register_fake
 def _(qkv, *args): return qkv.new_empty((*qkv.shape[:3], *qkv.shape[4:]))
 
@@ -238,6 +240,7 @@ def by_library(q, k, v): # (B, h, L, d) -> the same, and the logarithm of the su
     if torch.cuda.get_device_capability(q.device)[0] in (9, 10): return ops._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
     return ops._scaled_dot_product_flash_attention(q, k, v)[:2]
 
+# %% ../nbs/01a_attention.ipynb #045b-01a
 @custom_op('text2sign::patch_attention', mutates_args=())
 def _patch(qkv:Tensor, bias:Tensor) -> tuple[Tensor, Tensor]:
     out, lse = by_library(*(o.transpose(1, 2) for o in qkv.unbind(2)))
@@ -252,6 +255,7 @@ def _patch_grad(g:Tensor, qkv:Tensor, out:Tensor, lse:Tensor) -> tuple[Tensor, T
     for KEYS in (False, True): patch_backward[len(part),](qkv, out, lse, g, dx, delta, part, L, H, D**-.5, KEYS, D, F1, tile(D - F1), ROWS=64, STAGES=3 if KEYS else 1, num_warps=4)
     return dx, part
 
+# %% ../nbs/01a_attention.ipynb #045c-01a
 @_patch.register_fake
 def _(qkv, bias): return qkv.new_empty((*qkv.shape[:2], *qkv.shape[3:])), qkv.new_empty((qkv.shape[0], qkv.shape[3], qkv.shape[1]), dtype=torch.float32)      # `len` would fix a size that may change
 
@@ -340,6 +344,7 @@ def text_sizes(q, offset, k, eps, rows, blocks): # grid, numbers, constants
     (B, N, H, D), M = q.shape, k.shape[1]
     return (triton.cdiv(N, rows*blocks), H, B), (N, N//len(offset), M, H, eps, D**-.5), dict(D=D, ROWS=rows, KEYS=tile(M), FULL=tile(D), num_warps=rows//16, num_stages=1)
 
+# %% ../nbs/01a_attention.ipynb #023b-01a
 @custom_op('text2sign::text_attention', mutates_args=())
 def _text(q:Tensor, offset:Tensor, k:Tensor, v:Tensor, mask:Tensor, qw:Tensor, qb:Tensor, eps:float) -> Tensor:
     q, offset, k, v, mask = (o.contiguous() for o in (q, offset, k, v, mask))
@@ -357,6 +362,7 @@ def _text_grad(g:Tensor, q:Tensor, offset:Tensor, k:Tensor, v:Tensor, mask:Tenso
     text_backward[grid](q, offset, k, v, mask, g, dq, dkv, doffset, part, qw, qb, *numbers, **constants, BLOCKS=8)
     return dq, dkv, doffset, part
 
+# %% ../nbs/01a_attention.ipynb #023c-01a
 @_text.register_fake
 def _(q, *args): return q.new_empty(q.shape)
 
