@@ -104,7 +104,7 @@ def _ddpm_table() -> Tensor:   # (6, 1000) float32, a row for each of `_ROWS`
 
 # %% ../nbs/04_diffusion.ipynb #013-04
 class Epsilon:
-    "DDPM with 1000 linear betas; the model predicts the noise and, with `learn_sigma`, the variance of the reverse step."
+    "DDPM with 1000 linear betas; the model predicts the noise and, with `learn_sigma`, the variance of a step."
     name = 'epsilon'
 
     def __init__(self, learn_sigma: bool = True):
