@@ -24,8 +24,7 @@ import torch
 
 from .batches import Batches
 from .fuse import CUDAGraph, compile_blocks, fuse
-from .trainer import Trainer
-from .video import VideoDiT
+from .trainer import Recipe, Trainer
 
 # %% ../nbs/05c_speed.ipynb #c-peak
 def peak_matmul_flops(
@@ -55,6 +54,25 @@ def peak_memory_gib(device) -> float | None:  # GiB, the most so far; None where
     except ModuleNotFoundError: return None
     unit = 1 if sys.platform == 'darwin' else 1024  # bytes; macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/2**30
+
+# %% ../nbs/05c_speed.ipynb #c-compiler
+@lru_cache(maxsize=None)
+def _why_not_compiled(
+    device: str,  # cpu or cuda
+) -> str:  # '' where it works
+    "Why kernels cannot be compiled on this machine, found by trying."
+    compilers = (os.environ.get('CC') or os.environ.get('CXX'), 'cc', 'gcc', 'clang')
+    if not any(shutil.which(name) for name in compilers if name): return 'no C compiler was found (install gcc)'
+    try: torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    except Exception as e: return str(e).strip().splitlines()[0][:150]  # whatever it is, the plain model needs none of it
+    return ''
+
+def _put_kernels_in(tr: Trainer) -> bool:  # whether kernels can be compiled
+    "Fuse the model, where it is on a GPU and its kernels can be compiled."
+    if tr.device.type != 'cuda': return True
+    if _why_not_compiled('cuda'): return False
+    fuse(tr.model)
+    return True
 
 # %% ../nbs/05c_speed.ipynb #c-fits
 def fits_in_memory(tr: Trainer, batches: Batches) -> bool:
@@ -119,23 +137,6 @@ def graphed_step(tr: Trainer):  # a function like `tr.forward_backward`
         for p, grad in zip(params, grads): p.grad = grad
         return loss.clone()  # the next replay overwrites it
     return step
-
-# %% ../nbs/05c_speed.ipynb #c-compiler
-@lru_cache(maxsize=None)
-def _why_not_compiled(device: str) -> str:  # '' where it works
-    "Why kernels cannot be compiled on this machine, by trying to."
-    compilers = (os.environ.get('CC') or os.environ.get('CXX'), 'cc', 'gcc', 'clang')
-    if not any(shutil.which(name) for name in compilers if name): return 'no C compiler was found (install gcc)'
-    try: torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as e: return str(e).strip().splitlines()[0][:150]  # whatever it is, the plain model needs none of it
-    return ''
-
-def _put_kernels_in(tr: Trainer) -> bool:  # whether kernels can be compiled
-    "Fuse the model, where it is on a GPU and its kernels can be compiled."
-    if tr.device.type != 'cuda': return True
-    if _why_not_compiled('cuda'): return False
-    fuse(tr.model)
-    return True
 
 # %% ../nbs/05c_speed.ipynb #c-warm
 def warm_up(tr: Trainer, batches: Batches) -> float:  # seconds it took
