@@ -17,15 +17,14 @@ from .evaluate import align, bootstrap, cer, edits, is_frozen, motion_ratio, nea
 from .lexicon import frames_needed
 from .words import spell, splits
 
-# %% ../nbs/07b_scoreboard.ipynb #4ee20e67
+# %% ../nbs/07b_scoreboard.ipynb #d2ca456d
 def training_words(path, # of a checkpoint
                   ) -> dict: # arguments of `splits`, as training called it
     "From the checkpoint's configuration, or from the settings of the run it lies in. Raises ValueError where neither says."
     config = read_config(path)
-    if config.words: return dict(train=config.words, max_letters=config.max_letters)
     run = Path(path).parent/'settings.json'
-    settings = json.loads(run.read_text()) if run.exists() else {}
-    if 'words' in settings: return dict(train=settings['words'], max_letters=settings['max_letters'])
+    if not config.get('words') and run.exists(): config = json.loads(run.read_text())
+    if config.get('words'): return dict(train=config['words'], max_letters=config['max_letters'])
     raise ValueError(f'{path} does not say which words it was trained on, so that none can be called unseen: '
                      'evaluate a model that 05_train has made')
 
