@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Row', 'Report', 'graft', 'freeze']
 
-# %% ../nbs/02a_surgery.ipynb #6c49c7b2
+# %% ../nbs/02a_surgery.ipynb #002-02
 import json
 import math
 from dataclasses import asdict, dataclass, field
@@ -22,17 +22,16 @@ from torch import Tensor
 
 from .dit import DiT, sincos_2d
 
-# %% ../nbs/02a_surgery.ipynb #aece3e46
+# %% ../nbs/02a_surgery.ipynb #024-02
 @dataclass
 class Row:
     "What became of one tensor."
-    name: str  # in the model; for a dropped one, in the weights
-    what: str  # copied, resampled, adapted, new, dropped
-    source: list  # shape, [] if there is none
-    target: list  # shape, [] if there is none
+    name: str      # in the model; for a dropped one, in the weights
+    what: str      # copied, resampled, adapted, new, dropped
+    source: list   # shape, [] if there is none
+    target: list   # shape, [] if there is none
     why: str = ''
     took: str = ''  # its name in the weights, '' if there is none
-
 
 @dataclass(repr=False)
 class Report:
@@ -42,94 +41,103 @@ class Report:
     def names(self, *what: str) -> list[str]:
         return [row.name for row in self.rows if row.what in what]
 
-    def table(self):
-        "As a pandas table."
-        import pandas as pd
-        return pd.DataFrame([asdict(row) for row in self.rows])
-
-# %% ../nbs/02a_surgery.ipynb #1ce0994d
+# %% ../nbs/02a_surgery.ipynb #summary-02a
 _COLOURS = dict(copied='#b9c6d3', resampled='#3f8fc0', adapted='#f0a030', new='#69b562', dropped='#d1495b')
 _ALL_ZEROS = 'all zeros in the weights'
 
-
-@patch
-def __str__(self: Report):
-    counts = {what: len(self.names(what)) for what in _COLOURS}
-    zeros = sum(row.why == _ALL_ZEROS for row in self.rows)
-    line = f'{len(self.rows)} tensors: ' + ', '.join(f'{n} {what}' for what, n in counts.items() if n)
-    return line + (f'; {zeros} of the copied are all zeros' if zeros else '')
-
-
 @patch
 def __repr__(self: Report):
-    return str(self)
+    counts = {what: len(self.names(what)) for what in _COLOURS}
+    line = f'{len(self.rows)} tensors: ' + ', '.join(f'{n} {what}' for what, n in counts.items() if n)
+    zeros = sum(row.why == _ALL_ZEROS for row in self.rows)
+    return line + f'; {zeros} of the copied are all zeros' if zeros else line
 
+# %% ../nbs/02a_surgery.ipynb #files-02a
+@patch
+def table(self: Report):
+    "As a pandas table."
+    import pandas as pd
+    return pd.DataFrame([asdict(row) for row in self.rows])
 
 @patch
 def save(self: Report, path) -> None:
-    Path(path).write_text(json.dumps([asdict(row) for row in self.rows], indent=1))
-
+    rows = [asdict(row) for row in self.rows]
+    Path(path).write_text(json.dumps(rows, indent=1))
 
 @patch(cls_method=True)
 def load(cls: Report, path) -> Report:
-    return cls([Row(**row) for row in json.loads(Path(path).read_text())])
+    rows = json.loads(Path(path).read_text())
+    return cls([Row(**row) for row in rows])
 
-# %% ../nbs/02a_surgery.ipynb #527423cc
+# %% ../nbs/02a_surgery.ipynb #026-02
 def _cell(row: Row) -> tuple[str, str]:
     "Column and row of a tensor in the picture: its block ('' outside the blocks) and its module there."
     module = row.name.removesuffix('.weight').removesuffix('.bias')
     if not module.startswith('blocks.'):
-        return '', '.'.join(module.split('.')[:2])
+        first_two = module.split('.')[:2]
+        return '', '.'.join(first_two)
     _, block, kind = module.split('.', 2)
-    return (f'({block})' if row.what == 'dropped' else block), kind
+    if row.what == 'dropped':
+        block = f'({block})'  # its number in the weights
+    return block, kind
 
-
-def _draw_mosaic(ax, rows: list[Row]) -> None:
-    "Draw rows at their cells; what shares a cell shares its area."
+def _cells(rows: list[Row]) -> dict:  # (column, row) -> rows
     cells = {}
     for row in rows:
         cells.setdefault(_cell(row), []).append(row)
+    return cells
+
+# %% ../nbs/02a_surgery.ipynb #mosaic-02a
+def _draw_mosaic(ax, rows: list[Row]) -> None:
+    "Draw rows at their cells; what shares a cell shares its area."
+    cells = _cells(rows)
     xs = list(dict.fromkeys(x for x, _ in cells))
     ys = list(dict.fromkeys(y for _, y in cells))
     for (x, y), group in cells.items():
+        width = .9 / len(group)
+        bottom = ys.index(y) - .42
         for n, row in enumerate(group):
-            left = xs.index(x) - .45 + .9 * n / len(group)
-            ax.bar(left, .84, .9 / len(group), ys.index(y) - .42, align='edge', color=_COLOURS[row.what])
+            left = xs.index(x) - .45 + n * width
+            ax.bar(left, .84, width, bottom, align='edge', color=_COLOURS[row.what])
     ax.set(xticks=range(len(xs)), xticklabels=xs, xlim=(-.6, len(xs) - .4))
     ax.set(yticks=range(len(ys)), yticklabels=ys, ylim=(len(ys) - .4, -.6))
     ax.tick_params(length=0, labelsize=7)
     ax.spines[:].set_visible(False)
 
-# %% ../nbs/02a_surgery.ipynb #57910f9c
+# %% ../nbs/02a_surgery.ipynb #027-02
 @patch
 def picture(self: Report):
-    "The network coloured by what happened, a matplotlib figure; a dropped block has its number in the weights, in brackets."
+    "The network coloured by what happened, as a matplotlib figure; dropped blocks stand at the right, in brackets."
     import matplotlib.pyplot as plt
     outside = [row for row in self.rows if not _cell(row)[0]]
     inside = [row for row in self.rows if _cell(row)[0]]
-    columns = max(1, len({_cell(row)[0] for row in inside}))
-    lines = max(len({_cell(row) for row in outside}), len({_cell(row)[1] for row in inside}))
-    size = (3.2 + .3 * columns, .9 + .17 * lines)
+    columns = len({_cell(row)[0] for row in inside})
+    lines = max(len(_cells(outside)), len({_cell(row)[1] for row in inside}))
+    size = (3.5 + .3 * columns, .9 + .17 * lines)
     fig, axes = plt.subplots(1, 2, figsize=size, dpi=80, width_ratios=[1, max(2, columns)])
     _draw_mosaic(axes[0], outside)
     _draw_mosaic(axes[1], inside)
     axes[1].set_xlabel('block', fontsize=7)
-    counts = {what: len(self.names(what)) for what in _COLOURS if self.names(what)}
-    patches = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[what]) for what in counts]
-    labels = [f'{n} {what}' for what, n in counts.items()]
-    fig.legend(patches, labels, ncols=5, loc='upper center', fontsize=7, frameon=False)
+    _draw_legend(fig, {what: len(self.names(what)) for what in _COLOURS})
     fig.tight_layout(rect=(0, 0, 1, .94))
     plt.close(fig)
     return fig
 
-# %% ../nbs/02a_surgery.ipynb #861c14a0
+# %% ../nbs/02a_surgery.ipynb #legend-02a
+def _draw_legend(fig, counts: dict) -> None:
+    from matplotlib.patches import Rectangle
+    shown = {what: n for what, n in counts.items() if n}
+    boxes = [Rectangle((0, 0), 1, 1, color=_COLOURS[what]) for what in shown]
+    labels = [f'{n} {what}' for what, n in shown.items()]
+    fig.legend(boxes, labels, ncols=5, loc='upper center', fontsize=7, frameon=False)
+
+# %% ../nbs/02a_surgery.ipynb #case-02a
 class _Case(NamedTuple):
-    "What rules may look at."
+    "What a rule may look at, beside the tensor."
     model: DiT
     weights: dict  # name -> tensor
     alphabet: str  # of the weights' classes
     blocks: list | None  # for each block of the model: which block of the weights, None for a new one
-
 
 class _Found(NamedTuple):
     "What a rule puts into the model."
@@ -137,161 +145,203 @@ class _Found(NamedTuple):
     what: str  # copied, resampled, adapted, new
     why: str = ''
 
-
-def _rule_positions(name: str,  # of all rules: the tensor's, in the model
-                    source: Tensor | None,  # its namesake in the weights
-                    target: Tensor,  # what the model has now
-                    case: _Case,
-                    ) -> _Found | None:  # None: another rule's business
+# %% ../nbs/02a_surgery.ipynb #029-02
+def _rule_positions(
+    name: str,              # of the tensor in the model (the arguments are those of all rules)
+    source: Tensor | None,  # its namesake in the weights
+    target: Tensor,         # what the model has now
+    case: _Case,
+) -> _Found | None:         # None: no case for this rule
     "The position table of another grid; computed where the weights bring none."
-    if name != 'pos_embed': return None
+    if name != 'pos_embed': return
+    width = target.shape[-1]
     new = case.model.size // case.model.patch
     if source is None:
-        return _Found(sincos_2d(target.shape[-1], new), 'new', 'computed: fixed sines and cosines')
+        return _Found(sincos_2d(width, new), 'new', 'computed: fixed sines and cosines')
     old = math.isqrt(source.shape[1]) if source.dim() == 3 else 0
-    if source.shape == target.shape or source.shape != (1, old * old, target.shape[-1]): return None
+    if old == new or source.shape != (1, old * old, width): return
     table = resample_abs_pos_embed(source, [new, new], [old, old], num_prefix_tokens=0)
     return _Found(table, 'resampled', f'{old}x{old} grid to {new}x{new}')
 
-# %% ../nbs/02a_surgery.ipynb #a70bfeac
+# %% ../nbs/02a_surgery.ipynb #031-02
 class _Geometry(NamedTuple):
-    "How pixels go in and out of a DiT."
+    "How pixels go into a DiT and come out."
     patch: int  # pixels along one side
     channels: int
     outputs: int  # 2 if the head predicts the variance too, else 1
 
-
 def _geometry_of(weights: dict) -> _Geometry | None:
-    "What embedding and head together say; None where they disagree."
+    "What embedding and head of the weights imply together; None where they disagree."
     filters = weights.get('x_embedder.proj.weight')
     bias = weights.get('final_layer.linear.bias')
-    if filters is None or bias is None or filters.dim() != 4 or filters.shape[2] != filters.shape[3]: return None
-    channels, patch = filters.shape[1:3]
-    outputs = len(bias) // (patch * patch * channels)
-    if outputs not in (1, 2) or patch * patch * channels * outputs != len(bias): return None
+    if filters is None or bias is None or filters.dim() != 4: return
+    _, channels, patch, other_side = filters.shape
+    outputs, rest = divmod(len(bias), patch * patch * channels)
+    if rest or patch != other_side or outputs not in (1, 2): return
     return _Geometry(patch, channels, outputs)
 
-
+# %% ../nbs/02a_surgery.ipynb #geometry-02a
 def _geometry(model: DiT) -> _Geometry:
     return _Geometry(model.patch, model.channels, 1 + model.learn_sigma)
 
-
 def _changes(old: tuple, new: tuple) -> str:
-    return ', '.join(f'{k} {a} to {b}' for k, a, b in zip(_Geometry._fields, old, new) if a != b)
+    "Such as 'patch 2 to 4, channels 4 to 3'."
+    changed = [(k, a, b) for k, a, b in zip(_Geometry._fields, old, new) if a != b]
+    return ', '.join(f'{k} {a} to {b}' for k, a, b in changed)
 
-# %% ../nbs/02a_surgery.ipynb #69c99e0a
+# %% ../nbs/02a_surgery.ipynb #patches-02a
 def _rule_patches(name, source, target, case):
     "Patch embedding of another patch size or other channels."
-    old, new = _geometry_of(case.weights), _geometry(case.model)
-    if name != 'x_embedder.proj.weight' or source is None or old is None: return None
-    if old[:2] == new[:2] or len(source) != len(target): return None
+    old = _geometry_of(case.weights)
+    new = _geometry(case.model)
+    if name != 'x_embedder.proj.weight' or source is None or old is None: return
+    if old[:2] == new[:2] or len(source) != len(target): return
     out = target.new_zeros(target.shape)
     kept = min(old.channels, new.channels)
     out[:, :kept] = resample_patch_embed(source[:, :kept], [new.patch, new.patch])
     what = 'resampled' if old.channels == new.channels else 'adapted'
     return _Found(out, what, _changes(old[:2], new[:2]))
 
-# %% ../nbs/02a_surgery.ipynb #41b36637
+# %% ../nbs/02a_surgery.ipynb #033-02
 def _rule_head(name, source, target, case):
     "Output head of another patch size, other channels, or with or without the variance."
-    old, new = _geometry_of(case.weights), _geometry(case.model)
-    if name not in ('final_layer.linear.weight', 'final_layer.linear.bias') or source is None: return None
-    if old in (None, new) or source.shape != (math.prod(old) * old.patch, *target.shape[1:]): return None
+    old = _geometry_of(case.weights)
+    new = _geometry(case.model)
+    if name not in ('final_layer.linear.weight', 'final_layer.linear.bias') or source is None:
+        return None
+    if old in (None, new) or source.shape != (old.patch**2 * old.channels * old.outputs, *target.shape[1:]):
+        return None
     x = source.view(old.patch, old.patch, old.outputs, old.channels, -1)
-    x = x.permute(2, 3, 4, 0, 1)  # (outputs, channels, D, p, p); D is 1 for the bias
-    if old.patch != new.patch:
-        x = F.interpolate(x.flatten(0, 1), size=(new.patch, new.patch), mode='bicubic', antialias=True)
-        x = x.unflatten(0, (old.outputs, old.channels))
-    out = x.new_zeros(new.outputs, new.channels, x.shape[2], new.patch, new.patch)
+    x = x.permute(2, 3, 4, 0, 1)  # (outputs, channels, D, patch, patch); D is 1 for the bias
+    x = _resized_pictures(x, new.patch)
+    out = x.new_zeros(new.outputs, new.channels, *x.shape[2:])
     out[:old.outputs, :old.channels] = x[:new.outputs, :new.channels]
     out = out.permute(3, 4, 0, 1, 2).reshape(target.shape)
     return _Found(out, 'resampled' if old[1:] == new[1:] else 'adapted', _changes(old, new))
 
-# %% ../nbs/02a_surgery.ipynb #9c1a1c5f
-_CLASS_TABLE = 'y_embedder.embedding_table.weight'
+def _resized_pictures(x: Tensor, side: int) -> Tensor:  # (outputs, channels, D, p, p) -> (..., side, side)
+    if x.shape[-1] == side:
+        return x
+    flat = F.interpolate(x.flatten(0, 1), size=(side, side), mode='bicubic', antialias=True)
+    return flat.unflatten(0, x.shape[:2])
 
+# %% ../nbs/02a_surgery.ipynb #035-02
+_CLASS_TABLE = 'y_embedder.embedding_table.weight'
 
 def _rule_classes(name, source, target, case):
     "Another set of classes: letters by name, the rest as the null class, which stays last."
-    if name != _CLASS_TABLE or source is None or source.shape[1:] != target.shape[1:]: return None
-    own, theirs = case.model.config.alphabet, case.alphabet
-    named = own and theirs and len(own) + 2 == len(target) and len(theirs) + 2 == len(source)
-    if len(source) == len(target) and (not named or own == theirs): return None
-    took = {}  # class of the model -> class of the weights
-    if named:
-        took = {1 + own.index(letter): 1 + theirs.index(letter) for letter in own if letter in theirs}
-        took[0] = 0  # between letters
+    if name != _CLASS_TABLE or source is None or source.shape[1:] != target.shape[1:]:
+        return None
+    own = case.model.config.alphabet
+    named = _names_classes(own, target) and _names_classes(case.alphabet, source)
+    if len(source) == len(target) and (not named or own == case.alphabet): return
     out = source[-1:].repeat(len(target), 1)
+    took = _same_letters(own, case.alphabet) if named else {}
     for new, old in took.items():
         out[new] = source[old]
     why = f'{len(took)} classes by name, {len(target) - len(took) - 1} start as the null class'
     return _Found(out, 'adapted', why)
 
-# %% ../nbs/02a_surgery.ipynb #88bd13bd
+# %% ../nbs/02a_surgery.ipynb #names-02a
+def _names_classes(alphabet: str, table: Tensor) -> bool:
+    "Are the rows of a class table the transition, these letters, and none?"
+    return bool(alphabet) and len(table) == len(alphabet) + 2
+
+def _same_letters(own: str, theirs: str) -> dict[int, int]:  # class of the model -> class of the weights
+    letters = [letter for letter in own if letter in theirs]
+    return {0: 0} | {1 + own.index(letter): 1 + theirs.index(letter) for letter in letters}
+
+# %% ../nbs/02a_surgery.ipynb #letters-02a
 def _rule_letters(name, source, target, case):
-    "The letters' rows of the class table become the rows of their bytes in the text encoder, at that table's scale."
-    table, alphabet = case.weights.get(_CLASS_TABLE), case.alphabet
-    if name != 'text_encoder.embed.weight' or source is not None or len(alphabet) < 2 or table is None: return None
-    if table.shape != (len(alphabet) + 2, target.shape[1]): return None
-    rows = table[1:len(alphabet) + 1]
+    "The letters' rows of the class table become the rows of their bytes in the text encoder."
+    table = case.weights.get(_CLASS_TABLE)
+    n = len(case.alphabet)
+    if name != 'text_encoder.embed.weight' or source is not None or n < 2: return
+    if table is None or table.shape != (n + 2, target.shape[1]): return
+    rows = table[1:n + 1]
     rows = (rows - rows.mean(0)) / rows.std() * target.std()
     out = target.clone()
-    for letter, row in zip(alphabet, rows):
+    for letter, row in zip(case.alphabet, rows):
         for code in (letter.encode(), letter.lower().encode()):
-            if len(code) == 1: out[code[0]] = row
-    return _Found(out, 'adapted', f'{len(alphabet)} letter rows of the class table')
+            if len(code) == 1:
+                out[code[0]] = row
+    return _Found(out, 'adapted', f'{n} letter rows of the class table')
 
-# %% ../nbs/02a_surgery.ipynb #c4aaec3c
-_BRANCHES = ('text_encoder.', 'text_attn.', 'time_attn.', 'text_cond.')
-_LAST = ('text_attn.proj.', 'time_attn.proj.', 'text_cond.proj.')  # a branch's last projection
-
+# %% ../nbs/02a_surgery.ipynb #depth-02a
+_LAST_PROJECTIONS = ('text_attn.proj.', 'time_attn.proj.', 'text_cond.proj.')  # of a branch
 
 def _rule_depth(name, source, target, case):
     "A block that was asked for with None: the identity, because its gates are zero."
-    if case.blocks is None or source is not None or not name.startswith('blocks.'): return None
-    if case.blocks[int(name.split('.')[1])] is not None: return None
-    if any(part in name for part in ('.adaLN_modulation.', *_LAST)):
+    if case.blocks is None or source is not None or not name.startswith('blocks.'): return
+    number = int(name.split('.')[1])
+    if case.blocks[number] is not None: return
+    if '.adaLN_modulation.' in name or _is_last(name):
         return _Found(torch.zeros_like(target), 'new', 'a new block, starts at zero')
     return _Found(target, 'new', 'a new block, starts fresh behind a gate that is zero')
 
+def _is_last(name: str) -> bool:
+    return any(part in name for part in _LAST_PROJECTIONS)
+
+# %% ../nbs/02a_surgery.ipynb #037-02
+_BRANCHES = ('text_encoder.', 'text_attn.', 'time_attn.', 'text_cond.')
 
 def _rule_branches(name, source, target, case):
     "What an image model does not have: text and time."
     branch = next((part for part in _BRANCHES if part in name), None)
-    if source is not None or branch is None or any(branch in key for key in case.weights): return None
-    if any(part in name for part in _LAST):
+    if source is not None or branch is None: return
+    if any(branch in other for other in case.weights): return
+    if _is_last(name):
         return _Found(torch.zeros_like(target), 'new', 'starts at zero')
     return _Found(target, 'new', 'starts fresh behind a projection that is zero')
 
-# %% ../nbs/02a_surgery.ipynb #f7353f1f
+# %% ../nbs/02a_surgery.ipynb #same-02a
 def _rule_same(name, source, target, case):
     "A namesake of equal shape."
-    if source is None or source.shape != target.shape: return None
+    if source is None or source.shape != target.shape: return
     return _Found(source, 'copied', '' if source.any() else _ALL_ZEROS)
 
-
-_RULES = (_rule_positions, _rule_patches, _rule_head, _rule_classes, _rule_letters,
-          _rule_depth, _rule_branches, _rule_same)
-
+_RULES = (
+    _rule_positions, _rule_patches, _rule_head, _rule_classes,
+    _rule_letters, _rule_depth, _rule_branches, _rule_same,
+)
 
 def _apply_rules(name, source, target, case) -> _Found | None:
-    found = (rule(name, source, target, case) for rule in _RULES)
-    return next((f for f in found if f is not None), None)
+    for rule in _RULES:
+        found = rule(name, source, target, case)
+        if found is not None:
+            return found
+    return None
 
-# %% ../nbs/02a_surgery.ipynb #99af5324
-def graft(model: nn.Module,  # receives
-          weights: dict,  # name -> tensor, from `read_checkpoint`
-          alphabet: str = '',  # letters of the weights' classes 1, 2, ...; '' if they have none
-          blocks: list | None = None,  # for each block of the model: which block of the weights, None for a new one
-          ) -> Report:
-    "Move weights into a model by name and by rule. Raises ValueError naming every tensor that has no place or is not finite; the model is then unchanged."
-    weights = {name: w.float() for name, w in weights.items()}
-    case = _Case(model, weights, alphabet, _check_blocks(model, weights, blocks))
-    report = Report()
-    plan, wrong = {}, []
-    for name, target in model.state_dict().items():
+# %% ../nbs/02a_surgery.ipynb #039-02
+def graft(
+    model: nn.Module,           # receives
+    weights: dict,              # name -> tensor, from `read_checkpoint`
+    alphabet: str = '',         # letters of the weights' classes 1, 2, ...; '' if they have none
+    blocks: list | None = None,  # for each block of the model: which block of the weights, None for a new one
+) -> Report:
+    """Move weights into a model by name and by rule.
+
+    Raises ValueError naming every tensor that has no place or is not finite; the model is then unchanged."""
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    _check_blocks(model, weights, blocks)
+    case = _Case(model, weights, alphabet, blocks)
+    plan, rows, wrong = _make_plan(case)
+    dropped, lost = _left_over(case)
+    wrong += lost
+    if wrong:
+        raise ValueError(f'{len(wrong)} tensors cannot be grafted{_depth_hint(case)}: ' + '; '.join(wrong))
+    model.load_state_dict(plan)
+    return Report(rows + dropped)
+
+# %% ../nbs/02a_surgery.ipynb #plan-02a
+def _make_plan(case: _Case) -> tuple[dict, list[Row], list[str]]:  # name -> tensor, rows, errors
+    "What goes into each tensor of the model."
+    plan = {}
+    rows = []
+    wrong = []
+    for name, target in case.model.state_dict().items():
         origin = _origin(name, case.blocks)
-        source = weights.get(origin)
+        source = case.weights.get(origin)
         found = _apply_rules(name, source, target, case)
         if found is None:
             wrong.append(_no_rule(origin, source, target))
@@ -299,76 +349,79 @@ def graft(model: nn.Module,  # receives
             wrong.append(f'{name} would hold NaN or Inf')
         else:
             plan[name] = found.tensor
-            report.rows.append(_row(name, origin, source, target, found))
-    dropped, lost = _left_over(case)
-    report.rows += dropped
-    wrong += lost
-    if wrong:
-        raise ValueError(f'{len(wrong)} tensors cannot be grafted{_depth_hint(case)}: ' + '; '.join(wrong))
-    model.load_state_dict(plan)
-    return report
+            rows.append(_row(name, origin, source, found))
+    return plan, rows, wrong
 
-# %% ../nbs/02a_surgery.ipynb #13735234
+# %% ../nbs/02a_surgery.ipynb #row-02a
 def _origin(name: str, blocks: list | None) -> str:
     "The name in the weights of a tensor of the model."
-    if blocks is None or not name.startswith('blocks.'): return name
+    if blocks is None or not name.startswith('blocks.'):
+        return name
     _, i, rest = name.split('.', 2)
     return f'blocks.{blocks[int(i)]}.{rest}'
 
-
-def _row(name, origin, source, target, found: _Found) -> Row:
+def _row(name, origin, source, found: _Found) -> Row:
+    target = list(found.tensor.shape)
     if source is None:
-        return Row(name, found.what, [], list(target.shape), found.why)
-    return Row(name, found.what, list(source.shape), list(target.shape), found.why, origin)
-
+        return Row(name, found.what, [], target, found.why)
+    return Row(name, found.what, list(source.shape), target, found.why, origin)
 
 def _no_rule(origin, source, target) -> str:
-    if source is None: return f'{origin} is missing from the weights'
+    if source is None:
+        return f'{origin} is missing from the weights'
     return f'{origin} is {list(source.shape)}, the model wants {list(target.shape)}'
 
-# %% ../nbs/02a_surgery.ipynb #03b85a50
-def _left_over(case: _Case) -> tuple[list[Row], list[str]]:
-    "Tensors of the weights that the model did not take: rows for blocks that were not asked for, errors for the others."
+# %% ../nbs/02a_surgery.ipynb #040-02
+def _left_over(case: _Case) -> tuple[list[Row], list[str]]:  # rows of dropped blocks, errors
+    "What the model did not take: blocks that were not asked for are dropped, anything else is an error."
     taken = {_origin(name, case.blocks) for name in case.model.state_dict()}
-    dropped, lost = [], []
-    for name, w in case.weights.items():
-        if name in taken: continue
+    dropped = []
+    lost = []
+    for name, tensor in case.weights.items():
+        shape = list(tensor.shape)
+        if name in taken:
+            continue
         if case.blocks is not None and name.startswith('blocks.'):
-            dropped.append(Row(name, 'dropped', list(w.shape), [], 'its block was not asked for', name))
+            dropped.append(Row(name, 'dropped', shape, [], 'its block was not asked for', name))
         else:
-            lost.append(f'{name} {list(w.shape)} has no place in the model')
+            lost.append(f'{name} {shape} has no place in the model')
     return dropped, lost
 
-
-def _depth_hint(case: _Case) -> str:
-    there = len(_block_numbers(case.weights))
-    if case.blocks is not None or there == case.model.depth: return ''
-    return (f' (the weights have {there} blocks, the model {case.model.depth}; where that is meant, say with '
-            'blocks=[...] which block of the weights fills each, None for a new one)')
-
-# %% ../nbs/02a_surgery.ipynb #1396d49b
+# %% ../nbs/02a_surgery.ipynb #blocks-02a
 def _block_numbers(weights: dict) -> set[int]:
     parts = [name.split('.') for name in weights if name.startswith('blocks.')]
     return {int(part[1]) for part in parts if part[1].isdigit()}
 
-
-def _check_blocks(model, weights: dict, blocks) -> list | None:  # the blocks asked for
+def _check_blocks(model, weights: dict, blocks) -> None:
     "Raise ValueError where no tensor is known, or `blocks` does not fit."
     if not set(weights) & set(model.state_dict()):
-        raise ValueError(f'none of the {len(weights)} tensors is known here ({", ".join(list(weights)[:3])}, ...): '
+        some = ', '.join(list(weights)[:3])
+        raise ValueError(f'none of the {len(weights)} tensors is known here ({some}, ...): '
                          'these are not the weights of a DiT')
-    if blocks is None: return None
+    if blocks is None:
+        return
     there = _block_numbers(weights)
     if len(blocks) != model.depth or not set(blocks) - {None} <= there:
-        raise ValueError(f'blocks={blocks} must name, for each of {model.depth} blocks, one of {sorted(there)} or None')
-    return list(blocks)
+        raise ValueError(f'blocks={blocks} must name, for each of {model.depth} blocks, '
+                         f'one of {sorted(there)} or None')
 
-# %% ../nbs/02a_surgery.ipynb #2538b69c
-def freeze(model: nn.Module,
-           report: Report,  # of the graft that filled the model
-           names: str = '*',  # which tensors: a pattern as for files, such as 'blocks.*'
-           ) -> list[str]:  # what is frozen now
-    "Freeze copied tensors: all of them with '*'. Any other pattern must match copied tensors only; raises ValueError naming the others, or where nothing can be frozen."
+# %% ../nbs/02a_surgery.ipynb #hint-02a
+def _depth_hint(case: _Case) -> str:
+    there = len(_block_numbers(case.weights))
+    if case.blocks is not None or there == case.model.depth:
+        return ''
+    return (f' (the weights have {there} blocks, the model {case.model.depth}; where that is meant, say with '
+            'blocks=[...] which block of the weights fills each, None for a new one)')
+
+# %% ../nbs/02a_surgery.ipynb #064-02
+def freeze(
+    model: nn.Module,
+    report: Report,    # of the graft that filled the model
+    names: str = '*',  # which tensors: a pattern as for files, such as 'blocks.*'
+) -> list[str]:        # what is frozen now
+    """Freeze copied tensors: all of them with '*'. Any other pattern must match copied tensors only.
+
+    Raises ValueError naming the others, or where nothing can be frozen."""
     copied = set(report.names('copied'))
     params = dict(model.named_parameters())
     wanted = [name for name in params if fnmatch(name, names)]
@@ -376,12 +429,17 @@ def freeze(model: nn.Module,
     others = [name for name in wanted if name not in copied]
     if not wanted:
         raise ValueError(f'no tensor is named {names}: the names are as {next(iter(params))}')
-    if 'final_layer.linear.weight' in ours and not params['final_layer.linear.weight'].any():
-        raise ValueError('cannot freeze final_layer.linear.weight: it is all zeros in the checkpoint, '
-                         'and a model with a frozen zero head puts out nothing for ever')
+    _check_head(params, ours)
     if names != '*' and others or not ours:
         raise ValueError(f'cannot freeze {", ".join(others) or names}: '
                          'only tensors that were copied from a checkpoint may be frozen')
     for name in ours:
         params[name].requires_grad_(False)
     return ours
+
+# %% ../nbs/02a_surgery.ipynb #head-zero-02a
+def _check_head(params: dict, frozen: list[str]) -> None:
+    head = 'final_layer.linear.weight'
+    if head in frozen and not params[head].any():
+        raise ValueError(f'cannot freeze {head}: it is all zeros in the checkpoint, '
+                         'and a model with a frozen zero head puts out nothing for ever')
