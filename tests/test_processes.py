@@ -1,42 +1,57 @@
-"""Training in processes of its own: killed at random moments it ends as if it had been left alone; two processes compute what one does."""
-import multiprocessing, os, signal, time
+"""Training in processes of its own: killed at random moments it ends as if left alone; two processes equal one."""
+import multiprocessing
+import os
+import signal
+import time
 
 import numpy as np
 import pytest
 
-from text2sign.surgery import read_checkpoint
-from text2sign.train import states
+from text2sign.checkpoint import read_checkpoint
+from text2sign.trainer import list_checkpoints
 
-server = multiprocessing.get_context('forkserver')                  # imports everything once, then starts processes in no time
+server = multiprocessing.get_context('forkserver')  # imports everything once, then starts processes in no time
 server.set_forkserver_preload(['text2sign.train'])
 
 
-def train(folder, steps, save_minutes=0., processes=1, accumulation=1, tight=False):
+def job(accelerator, folder, steps, save_minutes, accumulation, tight):
     "A tiny training that goes on where it stopped; the same in every process that runs it."
     import torch
-    from text2sign.corpus import Clips
+
+    from text2sign import speed
+    from text2sign.batches import Batches
+    from text2sign.clips import Clips
     from text2sign.diffusion import Flow
-    from text2sign.dit import VideoDiT
-    from text2sign import train
-    from text2sign.train import Batches, HeldOut, Recipe, Trainer, fit, launch, what_fits
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)        # what a shell starts in the background ignores Ctrl-C
+    from text2sign.train import fit
+    from text2sign.trainer import Recipe, Trainer, ValLoss
+    from text2sign.video import VideoDiT
+
     rng = np.random.default_rng(0)
     clips = Clips(rng.integers(0, 255, (6, 5, 32, 32, 3), dtype=np.uint8), list('ABCDEF'))
+    torch.manual_seed(0)
+    shape = dict(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27)
+    model = VideoDiT(**shape, learn_sigma=False, qk_norm=True)
+    tr = Trainer(model, Flow(), Recipe(steps, lr=2e-3, accumulation=accumulation), accelerator=accelerator)
+    if list_checkpoints(folder, 'video'): tr.resume(folder, 'video')
+    batches = Batches(clips, False, 4, drop=0.2)
+    if tight:  # the second process has room for one clip at a time
+        speed.fits_in_memory = lambda tr, batches: tr.rank == 0 or tr.recipe.accumulation == 2
+        tr.recipe = speed.find_memory_settings(tr, batches)
+    val_loss = ValLoss(Batches(clips, False, 6, seed=5, drop=0.), Flow())
+    fit(tr, batches, val_loss, folder, 'video', log_every=10, sample_every=30, save_minutes=save_minutes)
 
-    def job(accelerator=None):
-        torch.manual_seed(0)
-        model = VideoDiT(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27, learn_sigma=False, qk_norm=True)
-        tr = Trainer(model, Flow(), Recipe(steps, lr=2e-3, accumulation=accumulation), accelerator=accelerator)
-        if states(folder, 'video'): tr.resume(folder, 'video')
-        batches = Batches(clips, False, 4, drop=0.2)
-        if tight:                                                   # the second process has room for one clip at a time
-            train.fits = lambda tr, batches: tr.rank == 0 or tr.recipe.accumulation == 2
-            tr.recipe = what_fits(tr, batches)
-        fit(tr, batches, HeldOut(Batches(clips, False, 6, seed=5, drop=0.), Flow()), folder, 'video', log_every=10, sample_every=30, save_minutes=save_minutes)
 
-    if processes == 1: job()
-    else: launch(job, processes)
+def train(folder, steps, save_minutes=0., processes=1, accumulation=1, tight=False):
+    "In this process, or in several that it starts."
+    import torch
+
+    from text2sign.speed import launch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
+    args = folder, steps, save_minutes, accumulation, tight
+    if processes == 1: job(None, *args)
+    else: launch(job, processes, *args)
 
 
 def run(**kwargs):
@@ -49,54 +64,62 @@ def finished(folder, **kwargs):
     process = run(folder=folder, **kwargs)
     process.join()
     assert process.exitcode == 0
-    return read_checkpoint(states(folder, 'video')[-1])[0]
+    return read_checkpoint(list_checkpoints(folder, 'video')[-1])[0]
 
 
 def test_killed_ten_times(tmp_path):
     chance, folder = np.random.default_rng(0), tmp_path/'killed'
     for _ in range(10):
-        before, process = states(folder, 'video'), run(folder=folder, steps=60)
-        while process.is_alive() and states(folder, 'video') == before: time.sleep(0.01)     # lets it get on by one save at least
+        before, process = list_checkpoints(folder, 'video'), run(folder=folder, steps=60)
+        while process.is_alive() and list_checkpoints(folder, 'video') == before:
+            time.sleep(0.01)  # lets it get on by one save at least
         process.join(chance.uniform(0, 0.1))
         assert process.exitcode is None, 'it was to be killed, but ended by itself'
-        process.kill(); process.join()
+        process.kill()
+        process.join()
     killed, alone = finished(folder, steps=60), finished(tmp_path/'alone', steps=60, save_minutes=1.)
     assert killed.keys() == alone.keys()
     assert all((killed[k] == v).all() for k, v in alone.items())
-    assert sorted(p.name for p in folder.iterdir()) == ['video-state-0000060.safetensors', 'video.safetensors']
+    names = sorted(p.name for p in folder.iterdir() if p.name != '.lock')
+    assert names == ['video-state-0000060.safetensors', 'video.safetensors']
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_two_processes(tmp_path, accumulation):
     two = finished(tmp_path/'two', steps=6, processes=2, accumulation=accumulation)
     one = finished(tmp_path/'one', steps=6, accumulation=2*accumulation)
-    assert max((two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')) < 2e-5
+    apart = [(two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')]
+    assert max(apart) < 2e-5
 
 
 def test_room_in_two_processes(tmp_path):
-    "Where one process has less memory, both take smaller pieces."
+    "Where one process has less memory, both take smaller microbatches."
     finished(tmp_path, steps=2, processes=2, tight=True)
-    assert read_checkpoint(states(tmp_path, 'video')[-1])[1]['recipe']['accumulation'] == 2
+    assert read_checkpoint(list_checkpoints(tmp_path, 'video')[-1])[1]['recipe']['accumulation'] == 2
 
 
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
 def test_interrupted_processes(tmp_path, name):
-    "Ctrl-C, in a notebook or under `text2sign train`, reaches both processes: they end before their last step, with a state to go on from."
+    "Ctrl-C, in a notebook or under `text2sign train`, ends both processes before their last step, with a state."
     process = run(folder=tmp_path/'two', steps=400, processes=2)
-    while not states(tmp_path/'two', 'video'): time.sleep(0.05)
+    while process.is_alive() and not list_checkpoints(tmp_path/'two', 'video'): time.sleep(0.05)
     os.kill(process.pid, getattr(signal, name))
     process.join(60)
-    assert process.exitcode == 1                                                # KeyboardInterrupt
-    step = int(states(tmp_path/'two', 'video')[-1].stem.split('-')[-1])
+    assert process.exitcode == 1  # KeyboardInterrupt
+    step = int(list_checkpoints(tmp_path/'two', 'video')[-1].stem.split('-')[-1])
     assert 0 < step < 400 and (tmp_path/'two'/'video.safetensors').exists()
 
 
 def test_mistake_in_a_process(tmp_path):
     "What is wrong in one of the processes is said in one line by the one that started them."
     import torch
-    threads = torch.get_num_threads()
+    threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     try:
-        with pytest.raises(ValueError, match='^batch 4 does not divide into 3 equal pieces'): train(folder=tmp_path, steps=6, processes=3)
+        with pytest.raises(ValueError, match='^batch 4 does not divide into 3 equal pieces'):
+            train(folder=tmp_path, steps=6, processes=3)
         (tmp_path/'file').write_text('no folder')
-        with pytest.raises(OSError, match='^could not save .*file'): train(folder=tmp_path/'file', steps=2, processes=2)
-    finally: torch.set_num_threads(threads)
+        with pytest.raises(OSError, match='^could not save .*file'):
+            train(folder=tmp_path/'file', steps=2, processes=2)
+    finally:
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGINT, before)
