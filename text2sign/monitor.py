@@ -12,6 +12,7 @@ import math
 import sys
 
 import numpy as np
+from fastcore.basics import patch
 
 from .clips import strips, to_image
 from .core import format_time
@@ -154,13 +155,15 @@ class TensorBoardLogger:
             self.add_previews(name, previews, row['step'])
         self.writer.flush()
 
-    def add_previews(self, name: str, previews: list, step: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        clips = [clip for _, clip in previews]
-        image = Summary.Image(encoded_image_string=_gif(clips, self.fps), height=clips[0].shape[1],
-                              width=sum(clip.shape[2] for clip in clips), colorspace=3)
-        tag = f'{name}: {", ".join(caption for caption, _ in previews)}'
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+# %% ../nbs/05d_monitor.ipynb #board-previews-05d
+@patch
+def add_previews(self: TensorBoardLogger, name: str, previews: list, step: int) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    clips = [clip for _, clip in previews]
+    image = Summary.Image(encoded_image_string=_gif(clips, self.fps), height=clips[0].shape[1],
+                          width=sum(clip.shape[2] for clip in clips), colorspace=3)
+    tag = f'{name}: {", ".join(caption for caption, _ in previews)}'
+    self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 # %% ../nbs/05d_monitor.ipynb #strip-05d
 def preview_strip(stage: str,  # 'image' or 'video'
@@ -172,7 +175,7 @@ def preview_strip(stage: str,  # 'image' or 'video'
         return to_image(np.concatenate([clip[0] for clip in clips], 1))
     return to_image(strips(clips, n=4, captions=[caption for caption, _ in shown['average']]))
 
-
+# %% ../nbs/05d_monitor.ipynb #strip-writer-05d
 class StripWriter:
     "Keeps the preview strips in the folder of the run."
 
@@ -197,7 +200,7 @@ def _points(rows: list[dict], key: str) -> tuple[list, list]:  # steps, values
     found = [row for row in rows if key in row]
     return [row['step'] for row in found], [row[key] for row in found]
 
-
+# %% ../nbs/05d_monitor.ipynb #plot-05d
 def plot_curves(histories: dict,  # stage -> history
                 ):  # a plotly figure
     "Training and validation losses of each stage."

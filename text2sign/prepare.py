@@ -89,7 +89,7 @@ def _corpus_data(settings: Settings, config: ModelConfig | None) -> TrainingData
     about = drawn | dict(look=settings.look, crop=settings.crop)
     return TrainingData(train, val, about, lists['unseen'][:score_words])
 
-
+# %% ../nbs/05g_prepare.ipynb #no-score-05g
 def _no_score(settings: Settings) -> int:
     "Raises ValueError where scores were asked for that nobody can give."
     if settings.score_words not in (0, Settings.score_words):
@@ -109,7 +109,7 @@ def _own_data(settings: Settings, path) -> TrainingData:
     _no_score(settings)
     return TrainingData(train, val, {})
 
-
+# %% ../nbs/05g_prepare.ipynb #prepare-05g
 def prepare_data(settings: Settings,
                  config: ModelConfig | None = None,  # of the checkpoint to start from
                  ) -> TrainingData:
@@ -139,7 +139,7 @@ def model_shape(settings: Settings, data: TrainingData, weights: dict,  # to sta
     check_shape(*(shape[name] for name in ('size', 'patch', 'width', 'heads')))
     return shape
 
-
+# %% ../nbs/05g_prepare.ipynb #pretrained-shape-05g
 def _pretrained_shape(settings: Settings, weights: dict, config: ModelConfig | None, keep_classes: bool) -> dict:
     theirs = config.to_dict() if config else shape_of(weights)
     given = {name: getattr(settings, setting) for name, setting in _SHAPE.items()
@@ -165,7 +165,7 @@ def branch_shape(settings: Settings,
         shape |= dict(encoder=settings.encoder, text_width=features.shape[-1])
     return shape
 
-
+# %% ../nbs/05g_prepare.ipynb #objective-05g
 def objective_name(settings: Settings, shape: dict, config: ModelConfig | None) -> str:  # 'flow' or 'epsilon'
     "auto: the checkpoint's own; for weights from elsewhere epsilon where they predict a variance, else flow."
     if settings.objective_name != 'auto': return settings.objective_name
@@ -199,7 +199,7 @@ def read_back(frames,  # uint8 (N, T, H, W, 3)
     return dict(cer=cer(first, words), cer_second=cer(second, words), cer_shuffled=cer(first, shuffled),
                 word_accuracy=word_accuracy(first, words))
 
-
+# %% ../nbs/05g_prepare.ipynb #score-model-05g
 def score(model: DiT,
           data: TrainingData,
           steps: int,  # of the sampler

@@ -100,7 +100,7 @@ def _number(value) -> int | float:  # of text, too
     if math.isnan(value): raise ValueError(value)
     return value
 
-
+# %% ../nbs/05f_settings.ipynb #convert-05f
 def _convert(value, kind: type):  # value of this kind; None: impossible
     if kind is str: return value if isinstance(value, str) else None
     if kind is bool:
@@ -113,11 +113,11 @@ def _convert(value, kind: type):  # value of this kind; None: impossible
     if kind is float: return float(number)
     return int(number) if float(number).is_integer() else None
 
-
+# %% ../nbs/05f_settings.ipynb #parse-05f
 def _parse(name: str, value, kind: type):  # the value as its kind
     "Raises ValueError for a value of another kind, or a negative one."
     parsed = _convert(value, kind)
-    if parsed is None and kind is str and isinstance(value, (int, float)):
+    if parsed is None and kind is str and type(value) in (int, float):
         raise ValueError(f"{name} is the number {value!r}, but it takes text: write {name}: '{value}' in YAML, "
                          f'or -r {name} {value} for papermill')
     if parsed is None: raise ValueError(f'{name} is {value!r}, but it takes {_KINDS[kind]}')
@@ -180,7 +180,7 @@ def from_pairs(cls: Settings,
     _check_names(pairs)
     return cls(**(base.given if base else {}) | pairs)
 
-
+# %% ../nbs/05f_settings.ipynb #yaml-05f
 @patch(cls_method=True)
 def from_yaml(cls: Settings,
               path,  # a file of `name: value` lines, as papermill's -f takes it
@@ -212,7 +212,7 @@ def resolve_data(data: str,  # the setting
         raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed')
     return path
 
-
+# %% ../nbs/05f_settings.ipynb #holds-clips-05f
 def _holds_clips(path: Path) -> bool:
     if not zipfile.is_zipfile(path): return False
     return {'frames.npy', 'texts.npy'} <= set(zipfile.ZipFile(path).namelist())
@@ -240,7 +240,7 @@ def check(self: Settings) -> None:
                          'or start anew with an empty pretrained')
     self._check_data()
 
-
+# %% ../nbs/05f_settings.ipynb #pretrained-kind-05f
 @patch
 def _pretrained_kind(self: Settings) -> str:  # of the model; '' for none, and for weights from elsewhere
     path = find_checkpoint(self.pretrained) if self.pretrained else None
@@ -252,7 +252,7 @@ def stages(self: Settings) -> list[str]:
     "The stages of the run, in order."
     return ['image', 'video'] if self.stage == 'both' else [self.stage]
 
-
+# %% ../nbs/05f_settings.ipynb #recipe-05f
 @patch
 def recipe(self: Settings,
            stage: str,  # 'image' or 'video'
@@ -264,7 +264,7 @@ def recipe(self: Settings,
                   grad_clip=self.clip, backbone_lr_scale=self.backbone, precision=precision, seed=self.seed,
                   accumulation=self.accumulation, frame_chunk=0 if image else self.frame_chunk)
 
-
+# %% ../nbs/05f_settings.ipynb #check-batch-05f
 @patch
 def _check_stage(self: Settings, stage: str) -> None:
     self.recipe(stage)
@@ -274,7 +274,7 @@ def _check_stage(self: Settings, stage: str) -> None:
         raise ValueError(f'{prefix}batch={batch} does not divide into accumulation={self.accumulation} equal '
                          f'microbatches on each of {self.processes} processes')
 
-
+# %% ../nbs/05f_settings.ipynb #check-drawing-05f
 @patch
 def _check_data(self: Settings) -> None:
     if self.framing not in ('cover', 'pad'): raise ValueError(f'framing is {self.framing!r}: use cover or pad')
@@ -292,7 +292,7 @@ def _runs(base: Path) -> list[str]:  # names
     "The runs in a folder, without `latest`, which is one of them."
     return sorted(p.parent.name for p in base.glob('*/settings.json') if not p.parent.is_symlink())
 
-
+# %% ../nbs/05f_settings.ipynb #find-run-05f
 def find_run(name: str,  # of the run; '' takes the default
              default: str,  # such as data and time of day
              resume: str = '',  # name of the run to go on with
@@ -312,7 +312,7 @@ def find_run(name: str,  # of the run; '' takes the default
         raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(_runs(base)) or "none"}')
     return folder
 
-
+# %% ../nbs/05f_settings.ipynb #check-new-05f
 def _check_new(folder: Path) -> None:
     "Raises ValueError or FileExistsError for a name that no new run can have."
     name = folder.name
@@ -378,7 +378,7 @@ def open_run(settings: Settings,
         finally:
             _remove_if_empty(folder)
 
-
+# %% ../nbs/05f_settings.ipynb #remove-empty-05f
 def _remove_if_empty(folder: Path) -> None:
     "A run that ended before it had saved anything leaves nothing."
     if not _only_lock(folder): return

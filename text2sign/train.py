@@ -25,7 +25,8 @@ from .preflight import Check, preflight
 from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data, preview,
                                read_pretrained, score, score_table)
 from .settings import Settings, open_run, start_run
-from .speed import (find_memory_settings, launch, out_of_memory_message, peak_matmul_flops, peak_memory_gib, warm_up)
+from .speed import (find_memory_settings, launch, out_of_memory_message, peak_matmul_flops,
+                             peak_memory_gib, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
 from .trainer import Trainer, ValLoss, interruptible, list_checkpoints
@@ -68,21 +69,27 @@ class Clock:
         self.spent = spent
         self.save_cost = 0.
 
-    def late(self) -> bool:
-        return 0 < 60 * self.cadence.minutes < time.perf_counter() - self.start
-
-    def lap(self, step: int) -> float:  # steps a second since the lap began
-        seconds = time.perf_counter() - self.lap_start
-        self.spent += seconds
-        return (step - self.lap_first) / seconds
-
-    def begin_lap(self, step: int) -> None:
-        self.lap_start = time.perf_counter()
-        self.lap_first = step
-
     def left(self, step: int) -> float:  # 0: not known yet
         done = step - self.first
         return (self.cadence.total - step) * (time.perf_counter() - self.start) / done if done else 0.
+
+# %% ../nbs/05h_fit.ipynb #lap-05h
+@patch
+def late(self: Clock) -> bool:
+    return 0 < 60 * self.cadence.minutes < time.perf_counter() - self.start
+
+
+@patch
+def lap(self: Clock, step: int) -> float:  # steps a second since the lap began
+    seconds = time.perf_counter() - self.lap_start
+    self.spent += seconds
+    return (step - self.lap_first) / seconds
+
+
+@patch
+def begin_lap(self: Clock, step: int) -> None:
+    self.lap_start = time.perf_counter()
+    self.lap_first = step
 
 # %% ../nbs/05h_fit.ipynb #save-due-05h
 @patch
@@ -124,7 +131,7 @@ class _Log:
     def left(self, step: int) -> float:
         return self.clock.left(step) if self.clock else 0.
 
-
+# %% ../nbs/05h_fit.ipynb #flops-05h
 def _flops_per_item(trainer: Trainer, batches: Batches) -> float:
     "Of a training step: the backward pass takes twice the products of the forward pass."
     if batches.images: return 3 * flops(trainer.model)
@@ -146,7 +153,7 @@ def measure(self: _Log,
     memory = peak_memory_gib(trainer.device)
     return row if memory is None else row | dict(memory=memory)
 
-
+# %% ../nbs/05h_fit.ipynb #write-05h
 @patch
 def write(self: _Log, row: dict, shown: dict) -> None:
     self.trainer.history.append(row)
@@ -197,7 +204,7 @@ def _compile(trainer: Trainer, batches: Batches, stage: str) -> None:
     seconds = warm_up(trainer, batches)
     if seconds and trainer.rank == 0: print(f'{stage}: kernels compiled in {seconds:.0f} s', flush=True)
 
-
+# %% ../nbs/05h_fit.ipynb #train-step-05h
 def _train_step(trainer: Trainer, batches: Batches, parts: bool) -> dict:
     "A step, or a ValueError that names settings which fit into memory."
     try:
@@ -267,7 +274,7 @@ class Stage:
     @property
     def images(self) -> bool: return self.name == 'image'
 
-
+# %% ../nbs/05h_fit.ipynb #build-model-05h
 @patch
 def build_model(self: Stage) -> tuple[DiT, Report]:
     "The model before its first step, and where its weights come from."
@@ -290,7 +297,7 @@ def make_batches(self: Stage, model: DiT, device) -> tuple[Batches, ValLoss]:
     held_out = Batches(self.data.val, self.images, val_batch, drop=0., **how)
     return batches, ValLoss(held_out, get_objective(self.objective, model.learn_sigma))
 
-
+# %% ../nbs/05h_fit.ipynb #announce-05h
 @patch
 def announce(self: Stage, trainer: Trainer, batches: Batches, report: Report) -> None:
     "Keep the settings and the report of the graft, and print what is about to be trained."
@@ -313,7 +320,7 @@ def make_callbacks(self: Stage, trainer: Trainer) -> list:
     callbacks = [TensorBoardLogger(self.logs / self.name, trainer.step, self.data.clips.fps), StripWriter(self.folder)]
     return callbacks + (notebook_callbacks(self.name, trainer.history) if trainer.world == 1 else [])
 
-
+# %% ../nbs/05h_fit.ipynb #check-model-05h
 @patch
 def check_model(self: Stage, trainer: Trainer, batches: Batches) -> list[Check]:
     "The preflight of a video model before its first step, failures printed."
@@ -351,7 +358,7 @@ def train_stage(stage: Stage,
         sample_every=settings.sample_every, save_minutes=settings.save_minutes, keep=settings.keep)
     return checks
 
-
+# %% ../nbs/05h_fit.ipynb #in-process-05h
 def train_stage_in_process(accelerator, stage: Stage) -> None:
     "What each of several processes does."
     train_stage(stage, accelerator)
@@ -380,7 +387,7 @@ class TrainResult:
     def finished(self) -> bool:
         return self.stage == self.settings.stages[-1] and _is_done(self.settings, self.stage, self.histories)
 
-
+# %% ../nbs/05h_fit.ipynb #is-done-05h
 def _is_done(settings: Settings, stage: str, histories: dict) -> bool:
     return histories[stage][-1]['step'] == settings.recipe(stage).steps
 
@@ -435,7 +442,7 @@ def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config),
                  objective_name(settings, shape, config), weights, config.alphabet if config else '')
 
-
+# %% ../nbs/05h_fit.ipynb #run-one-stage-05h
 def _run_stage(stage: Stage) -> list[Check]:
     "In this process, or in several."
     if stage.images and list_checkpoints(stage.folder, 'video'): return []     # a resumed run that is past it
