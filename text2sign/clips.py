@@ -168,12 +168,12 @@ def load_or_make(path,  # a file of the cache
     except (FileNotFoundError, NotADirectoryError):
         pass
     except _DAMAGED as error:
-        warnings.warn(f'{path} cannot be read and is made again: {error}')
+        warnings.warn(f'{path} cannot be read and is made again: {error}', stacklevel=2)
     value = make()
     try:
         save(value, path)
     except OSError as error:
-        warnings.warn(f'{path} is not kept: {error}')
+        warnings.warn(f'{path} is not kept: {error}', stacklevel=2)
     return value
 
 # %% ../nbs/00a_clips.ipynb #clips-strip

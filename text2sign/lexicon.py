@@ -24,7 +24,11 @@ VERSION = 2  # of motion and drawing together: a new number makes every cached s
 AZ = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 # %% ../nbs/00b_lexicon.ipynb #lex-constants
-FINGERS = [[0, 1, 2, 3, 4], [0, 5, 6, 7, 8], [0, 9, 10, 11, 12], [0, 13, 14, 15, 16], [0, 17, 18, 19, 20]]  # from wrist
+FINGERS = [[0, 1, 2, 3, 4],  # landmarks from the wrist to the tip: thumb
+           [0, 5, 6, 7, 8],  # index finger
+           [0, 9, 10, 11, 12],  # middle finger
+           [0, 13, 14, 15, 16],  # ring finger
+           [0, 17, 18, 19, 20]]  # little finger
 ANCHOR = np.array([-.72, -.12], np.float32)  # where every letter's hand centroid goes: sw from mid-shoulder
 _RIGHT, _LEFT = slice(532, 553), slice(511, 532)  # the hands' landmarks among MediaPipe Holistic's 586
 _SHOULDERS = [12, 11]  # right and left
@@ -47,7 +51,11 @@ def _recordings(language: str,  # ISO 639-3 code
     folder = Path(spoken_to_signed.__file__).parent / 'assets' / 'fingerspelling_lexicon'
     with open(folder / 'index.csv', encoding='utf-8') as file:
         rows = [row for row in csv.DictReader(file) if row['signed_language'] == language]
-    return [(row['words'], folder / row['path'], row['path'].split('/')[0]) for row in rows]
+    found = []
+    for row in rows:
+        path = row['path']
+        found.append((row['words'], folder / path, path.split('/')[0]))
+    return found
 
 # %% ../nbs/00b_lexicon.ipynb #lex-read-hand
 def _read_hand(path,  # a .pose file
@@ -62,7 +70,9 @@ def _read_hand(path,  # a .pose file
     hand[..., 2] = (hand[..., 2] - hand[:, :1, 2]) * _Z_SCALE
     hand[..., :2] -= shoulders.mean(0)
     hand /= np.linalg.norm(shoulders[1] - shoulders[0])
-    return hand.astype(np.float32), found[:, _RIGHT].all(1), found[:, _LEFT].all(1)
+    right = found[:, _RIGHT].all(1)
+    left = found[:, _LEFT].all(1)
+    return hand.astype(np.float32), right, left
 
 # %% ../nbs/00b_lexicon.ipynb #lex-stretch
 def _stretch(x,  # (F,...)
@@ -79,14 +89,16 @@ def _stretch(x,  # (F,...)
 
 
 def _travel(hand) -> float:  # sw: how far any landmark gets in the picture within the middle 30 %
-    return float(np.ptp(_stretch(hand, .35, .65)[..., :2], axis=0).max())
+    middle = _stretch(hand, .35, .65)[..., :2]
+    return float(np.ptp(middle, axis=0).max())
 
 # %% ../nbs/00b_lexicon.ipynb #lex-path
 def _along_path(x,  # (n,21,3), finely sampled
                 ) -> np.ndarray:  # (_SAMPLES,21,3), equal distances between neighbours
     "Resample a motion evenly along its path in the picture."
-    steps = np.linalg.norm(np.diff(x[..., :2], axis=0), axis=-1).mean(1)
-    gone = np.concatenate([[0], np.cumsum(steps)])
+    steps = np.diff(x[..., :2], axis=0)
+    lengths = np.linalg.norm(steps, axis=-1).mean(1)
+    gone = np.concatenate([[0], np.cumsum(lengths)])
     wanted = np.linspace(0, gone[-1], _SAMPLES) * (1 - 1e-6)
     return x[np.searchsorted(gone, wanted)]
 
@@ -98,8 +110,10 @@ def _palm_size(hand) -> float:  # (21,3): mean distance of the palm's landmarks
 def _letter_motion(hand,  # (F,21,3) as `_read_hand` gives it
                    ) -> np.ndarray:  # (_SAMPLES,21,3): mean centroid at the origin, palm of _PALM_SIZE
     "A letter without its place: the middle of its recording, or its path where it moves."
-    moving = _travel(hand) > _MOVES
-    x = _along_path(_stretch(hand, .22, .80, 200)) if moving else _stretch(hand, .40, .60)
+    if _travel(hand) > _MOVES:
+        x = _along_path(_stretch(hand, .22, .80, 200))
+    else:
+        x = _stretch(hand, .40, .60)
     centre = x.mean(1, keepdims=True)
     size = np.quantile([_palm_size(pose) for pose in x], .75)
     path = _STROKE * (centre - centre.mean(0))
@@ -132,7 +146,8 @@ def upper(text: str,
           ) -> str:  # in upper case, one code point a letter
     "The text as the lexicon spells it."
     sharp = 'ẞ' if 'ẞ' in alphabet else 'SS'
-    return ''.join(sharp if c in 'ßẞ' else c.upper() for c in unicodedata.normalize('NFC', text))
+    composed = unicodedata.normalize('NFC', text)
+    return ''.join(sharp if c in 'ßẞ' else c.upper() for c in composed)
 
 # %% ../nbs/00b_lexicon.ipynb #lex-class
 @dataclass(eq=False, repr=False)
@@ -199,7 +214,10 @@ def _read_lexicon(language: str,  # ISO 639-3 code
 # %% ../nbs/00b_lexicon.ipynb #lex-load
 def _load_lexicon_file(path) -> Lexicon:
     with np.load(path, allow_pickle=False) as file:
-        return Lexicon(str(file['language']), str(file['alphabet']), file['motion'], json.loads(str(file['dropped'])))
+        language = str(file['language'])
+        alphabet = str(file['alphabet'])
+        dropped = json.loads(str(file['dropped']))
+        return Lexicon(language, alphabet, file['motion'], dropped)
 
 
 def _save_lexicon_file(lexicon: Lexicon, path) -> None:
@@ -252,10 +270,12 @@ def _turned_bone(a, b,  # (length, unit direction) of a bone in two hands
                  u,  # (M,1): how far from a to b, in [0,1]
                  ) -> np.ndarray:  # (M,3)
     "Spherical linear interpolation of the direction (Shoemake 1985), linear interpolation of the length."
-    (length_a, from_a), (length_b, from_b) = a, b
-    angle = np.arccos(np.clip(from_a @ from_b, -.999, .9999))
+    length_a, unit_a = a
+    length_b, unit_b = b
+    angle = np.arccos(np.clip(unit_a @ unit_b, -.999, .9999))
+    arc = np.sin((1 - u) * angle) * unit_a + np.sin(u * angle) * unit_b
     length = length_a * (1 - u) + length_b * u
-    return length * (np.sin((1 - u) * angle) * from_a + np.sin(u * angle) * from_b) / np.sin(angle)
+    return length * arc / np.sin(angle)
 
 # %% ../nbs/00b_lexicon.ipynb #lex-between-2
 def between(a,  # (21,3): a hand
@@ -267,7 +287,8 @@ def between(a,  # (21,3): a hand
     x = np.zeros((len(u), 21, 3), np.float32)
     for chain in FINGERS:
         for start, end in zip(chain, chain[1:]):
-            x[:, end] = x[:, start] + _turned_bone(_bone(a, start, end), _bone(b, start, end), u)
+            bone = _turned_bone(_bone(a, start, end), _bone(b, start, end), u)
+            x[:, end] = x[:, start] + bone
     centroid = a.mean(0) * (1 - u) + b.mean(0) * u
     return x + (centroid - x.mean(1))[:, None]
 

@@ -251,7 +251,7 @@ def _open_pool(workers: int):  # None where one process has to do
     try:
         return multiprocessing.get_context(method).Pool(workers)
     except (OSError, ImportError) as error:
-        warnings.warn(f'clips are rendered in one process, because {workers} cannot be started here: {error}')
+        warnings.warn(f'clips are rendered in one process: {workers} cannot be started here ({error})', stacklevel=2)
         return None
 
 # %% ../nbs/00d_words.ipynb #words-map
