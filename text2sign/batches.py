@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .clips import Clips
 from .core import generator
+from .diffusion import expand_as_batch
 from .text import tokenize
 
 # %% ../nbs/05a_batches.ipynb #a-class
@@ -33,29 +34,32 @@ class Batches:
         self.images, self.batch, self.seed, self.drop = images, batch, seed, drop
         self.device, self.names, self.orders = torch.device(device), clips.names, {}
         self.null = len(clips.alphabet) + 1 if null is None else null
-        self.frames = _channels_first(clips.frames, device)  # (N, T, C, H, W)
-        self.std = None if clips.std is None else _channels_first(clips.std, device)
+        self.frames, self.std = (_channels_first(array, device) for array in (clips.frames, clips.std))
         if images: self._index_images(clips)
         else: self._index_clips(clips, tokenize)
 
 # %% ../nbs/05a_batches.ipynb #a-index
 def _channels_first(
-    frames: np.ndarray,  # (N, T, H, W, C)
+    frames,  # (N, T, H, W, C), or None
     device,
-) -> Tensor:  # (N, T, C, H, W), of the same type
+):  # tensor (N, T, C, H, W) of the same type, or None
+    if frames is None: return None
     return torch.from_numpy(frames).movedim(-1, 2).contiguous().to(device)
 
 @patch
 def _index_images(self: Batches, clips: Clips) -> None:
     "Each valid frame is an item."
-    valid = torch.arange(clips.frames.shape[1]) < torch.as_tensor(clips.lengths)[:, None]
-    labels = torch.full(valid.shape, self.null) if clips.letters is None else torch.as_tensor(clips.letters)
+    N, T = clips.frames.shape[:2]
+    lengths = torch.as_tensor(clips.lengths)
+    valid = torch.arange(T) < lengths[:, None]  # (N, T)
+    labels = torch.full((N, T), self.null) if clips.letters is None else torch.as_tensor(clips.letters)
     self.rows = valid.flatten().nonzero()[:, 0].to(self.device)  # (n,) of `frames`
     self.labels = labels[valid].to(self.device)  # (n,)
     self.frames = self.frames.flatten(0, 1)  # (N*T, C, H, W)
     if self.std is not None: self.std = self.std.flatten(0, 1)
     self.n = len(self.rows)
 
+# %% ../nbs/05a_batches.ipynb #a-index-clips
 @patch
 def _index_clips(self: Batches, clips: Clips, tokenize) -> None:
     "Each clip is an item."
@@ -77,10 +81,11 @@ def order(self: Batches, epoch: int) -> Tensor:  # (n,) int64
 @patch
 def items(self: Batches, step: int) -> Tensor:  # (batch,) int64, each in [0, n)
     "Which items a step is made of."
-    first, last = step*self.batch, (step + 1)*self.batch
-    epoch = first//self.n
-    orders = [self.order(e) for e in range(epoch, (last - 1)//self.n + 1)]
-    return torch.cat(orders)[first - epoch*self.n:last - epoch*self.n]
+    first = step*self.batch  # counted from the beginning of the run
+    epoch, first = divmod(first, self.n)
+    last = first + self.batch
+    epochs = range(epoch, epoch + 1 + (last - 1)//self.n)
+    return torch.cat([self.order(e) for e in epochs])[first:last]
 
 # %% ../nbs/05a_batches.ipynb #a-call
 @patch
@@ -89,17 +94,25 @@ def __call__(
     step: int,
 ) -> tuple:  # x float (B, [T,] C, H, W); the condition: classes (B,), or a text's two tensors (B, M, ...)
     "The batch of a step."
-    items, g = self.items(step), generator(self.device, self.seed, 2, step)
+    items = self.items(step)
+    g = generator(self.device, self.seed, 2, step)
     dropped = torch.rand(self.batch, generator=g, device=self.device) < self.drop
-    rows = self.rows[items]
-    x = self.frames.index_select(0, rows)
-    if x.dtype == torch.uint8: return x/127.5 - 1, self._condition(items, dropped)
-    x = x.float()
-    if self.std is not None:
-        noise = torch.randn(x.shape, generator=g, device=self.device)
-        x = x + self.std.index_select(0, rows).float()*noise
-    return x, self._condition(items, dropped)
+    return self._sample(self.rows[items], g), self._condition(items, dropped)
 
+# %% ../nbs/05a_batches.ipynb #a-sample
+@patch
+def _sample(
+    self: Batches,
+    rows: Tensor,  # (B,) of `frames`
+    g:torch.Generator,
+) -> Tensor:  # (B, [T,] C, H, W) float32
+    x = self.frames.index_select(0, rows)
+    if x.dtype == torch.uint8: return x/127.5 - 1
+    if self.std is None: return x.float()
+    noise = torch.randn(x.shape, generator=g, device=self.device)
+    return x.float() + self.std.index_select(0, rows).float()*noise
+
+# %% ../nbs/05a_batches.ipynb #a-condition
 @patch
 def _condition(
     self: Batches,
@@ -107,7 +120,7 @@ def _condition(
     dropped: Tensor,  # (B,) bool
 ):  # classes (B,), or the text's tensors
     if self.images: return torch.where(dropped, self.null, self.labels[items])
-    return tuple(torch.where(dropped.view(-1, *[1]*(text.dim() - 1)), text[-1], text[items]) for text in self.texts)
+    return tuple(torch.where(expand_as_batch(dropped, text), text[-1], text[items]) for text in self.texts)
 
 # %% ../nbs/05a_batches.ipynb #a-rows
 def cond_rows(
@@ -116,4 +129,5 @@ def cond_rows(
     stop: int,
 ):  # the same, with rows start to stop
     "Some rows of a batch's condition."
-    return tuple(part[start:stop] for part in cond) if isinstance(cond, tuple) else cond[start:stop]
+    if isinstance(cond, tuple): return tuple(part[start:stop] for part in cond)
+    return cond[start:stop]

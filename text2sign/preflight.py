@@ -36,31 +36,59 @@ def output_quality(
     if bad := int((~out.isfinite()).sum()):
         advice = 'lower the learning rate; first_nonfinite(model, x, t) names the module'
         return [Check('NaN or Inf', f'{bad}', False, 'none', advice)]  # and no more can be said
-    checks = [Check('NaN or Inf', '0', True, 'none', ''), _check_range(out), _check_zeros(out)]
-    std = out.std().clamp(min=1e-12)
-    flattest = out.var((0, 2, 3, 4)).min()/std**2
-    checks.append(Check('variance of the flattest frame', f'{flattest:.1e} of all', bool(flattest > 1e-4),
-                        'above 1e-4', 'a constant frame: look at the temporal layers'))
-    if out.shape[1] > 1:
-        change = (out[:, 1:] - out[:, :-1]).abs().mean()/std
-        checks.append(Check('frames differ by', f'{change:.1e}', bool(change > 1e-4),
-                            'above 1e-4', 'the clip stands still: is temporal attention trained?'))
-    change, advice = (out - other).abs().mean()/std, 'the text does not reach the output: '
-    return checks + [Check('texts differ by', f'{change:.1e}', bool(change > 1e-5), 'above 1e-5',
-                           advice + 'is it passed in, are its branches frozen?')]
+    checks = [Check('NaN or Inf', '0', True, 'none', ''), _check_range(out), _check_zeros(out), _check_flat(out)]
+    if out.shape[1] > 1: checks.append(_check_motion(out))
+    return checks + [_check_text(out, other)]
 
 # %% ../nbs/05e_preflight.ipynb #e-quality-parts
 def _check_range(out: Tensor) -> Check:
-    low, high, mean, std = (v.item() for v in (out.min(), out.max(), out.mean(), out.std()))
-    return Check('range, mean, std', f'[{low:.2f}, {high:.2f}], {mean:.2f}, {std:.2f}', 1e-3 < std < 100,
-                 'std between 0.001 and 100', 'near 0: is the head loaded, or zero and frozen? large: lower the learning rate')
+    std = out.std().item()
+    figures = f'[{out.min():.2f}, {out.max():.2f}], {out.mean():.2f}, {std:.2f}'
+    return Check(
+        'range, mean, std', figures, 1e-3 < std < 100,
+        normal='std between 0.001 and 100',
+        otherwise='near 0: is the head loaded, or zero and frozen? large: lower the learning rate',
+    )
 
 def _check_zeros(out: Tensor) -> Check:  # (B, T, C, H, W)
     share = (out == 0).float().mean((0, 3, 4))  # (T, C)
-    frame, channel = divmod(int(share.argmax()), share.shape[1])
     worst = share.max().item()
-    return Check('exact zeros, worst frame and channel', f'{worst:.2%} (frame {frame}, channel {channel})'.replace('%', ' %'),
-                 worst < 0.01, 'under 1 % in each', 'a whole frame or channel of zeros is a layer that does not write there')
+    frame, channel = divmod(int(share.argmax()), share.shape[1])
+    figures = f'{100*worst:.2f} % (frame {frame}, channel {channel})'
+    return Check(
+        'exact zeros, worst frame and channel', figures, worst < 0.01,
+        normal='under 1 % in each',
+        otherwise='a whole frame or channel of zeros is a layer that does not write there',
+    )
+
+# %% ../nbs/05e_preflight.ipynb #e-quality-change
+def _check_flat(out: Tensor) -> Check:
+    share = (out.var((0, 2, 3, 4)).min()/_scale(out)**2).item()  # of the variance of all frames
+    return Check(
+        'variance of the flattest frame', f'{share:.1e} of all', share > 1e-4,
+        normal='above 1e-4',
+        otherwise='a constant frame: look at the temporal layers',
+    )
+
+def _check_motion(out: Tensor) -> Check:
+    change = (out.diff(dim=1).abs().mean()/_scale(out)).item()
+    return Check(
+        'frames differ by', f'{change:.1e}', change > 1e-4,
+        normal='above 1e-4',
+        otherwise='the clip stands still: is temporal attention trained?',
+    )
+
+# %% ../nbs/05e_preflight.ipynb #e-quality-text
+def _check_text(out: Tensor, other: Tensor) -> Check:
+    change = ((out - other).abs().mean()/_scale(out)).item()
+    return Check(
+        'texts differ by', f'{change:.1e}', change > 1e-5,
+        normal='above 1e-5',
+        otherwise='the text does not reach the output: is it passed in, are its branches frozen?',
+    )
+
+def _scale(out: Tensor) -> Tensor:  # () standard deviation
+    return out.std().clamp(min=1e-12)
 
 # %% ../nbs/05e_preflight.ipynb #e-learn
 def training_capability(
@@ -73,42 +101,60 @@ def training_capability(
     for step in range(steps):
         loss = trainer.loss(*microbatch).mean()
         loss.backward()
-        squares = {k: p.grad.pow(2).sum().item() for k, p in trainer.params.items() if p.grad is not None}
-        without -= {k for k, square in squares.items() if square > 0}
+        norms = {part: norm.item() for part, norm in trainer.norms_by_part().items()}
+        without -= {k for k in without if _has_gradient(trainer.params[k])}
         trainer.set_lr(trainer.recipe.lr*(step + 1)/steps)
         trainer.guard.step(trainer.optimizer, loss, trainer.recipe.grad_clip, step)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         losses.append(loss.item())
-    norms = {part: square**.5 for part, square in by_part(squares).items()}  # of the last step
     gradients = _check_gradients(sorted(without), len(trainer.params))
     return [_check_trainable(trainer), gradients, _check_norms(norms), _check_losses(losses)]
+
+# %% ../nbs/05e_preflight.ipynb #e-has-gradient
+def _has_gradient(param: Tensor) -> bool:
+    return param.grad is not None and bool(param.grad.abs().max() > 0)
 
 # %% ../nbs/05e_preflight.ipynb #e-learn-parts
 def _check_trainable(trainer: Trainer) -> Check:
     params = dict(trainer.model.named_parameters())
     sizes = by_part({k: p.numel() for k, p in params.items()})
     trainable = by_part({k: p.numel()*p.requires_grad for k, p in params.items()})
-    shares = ', '.join(f'{part} {n/sizes[part]:.0%}' for part, n in trainable.items())
-    return Check('trainable', shares, True, 'what you did not freeze', 'unfreeze, or load what you freeze')
+    shares = [f'{part} {n/sizes[part]:.0%}' for part, n in trainable.items()]
+    return Check(
+        'trainable', ', '.join(shares), True,
+        normal='what you did not freeze',
+        otherwise='unfreeze, or load what you freeze',
+    )
 
 def _check_gradients(without: list, total: int) -> Check:
     example = f', such as {without[0]}' if without else ''
-    return Check('without a gradient', f'{len(without)} of {total} tensors{example}', not without, 'none',
-                 'two zero layers in a row, or a branch that is not used: find why before training')
+    return Check(
+        'without a gradient', f'{len(without)} of {total} tensors{example}', not without,
+        normal='none',
+        otherwise='two zero layers in a row, or a branch that is not used: find why before training',
+    )
 
-def _check_norms(norms: dict) -> Check:
+# %% ../nbs/05e_preflight.ipynb #e-learn-norms
+def _check_norms(norms: dict) -> Check:  # 'norm of PART' -> number
     total = math.hypot(*norms.values())
-    return Check('gradient norms by part', ', '.join(f'{part} {norm:.2g}' for part, norm in norms.items()),
-                 math.isfinite(total) and 1e-6 < total < 1e3, 'total between 1e-6 and 1e3',
-                 'vanishing: check the loss scale; exploding: lower the learning rate, warm up longer')
+    figures = [f'{name.removeprefix("norm of ")} {norm:.2g}' for name, norm in norms.items()]
+    return Check(
+        'gradient norms by part', ', '.join(figures), 1e-6 < total < 1e3,
+        normal='total between 1e-6 and 1e3',
+        otherwise='vanishing: check the loss scale; exploding: lower the learning rate, warm up longer',
+    )
 
+# %% ../nbs/05e_preflight.ipynb #e-learn-losses
 def _check_losses(losses: list) -> Check:
-    first, last, best = losses[0], losses[-1], min(losses)
+    first, last = losses[0], losses[-1]
+    best = min(losses)
     change = 'raise' if last < 1.1*first else 'lower'
-    return Check(f'one batch, {len(losses)} steps', f'loss {first:.3f} to {best:.3f} at best, {last:.3f} at last',
-                 best < 0.9*first, 'falls by a tenth at least',
-                 f'{change} the learning rate; check that data and objective fit each other')
+    return Check(
+        f'one batch, {len(losses)} steps', f'loss {first:.3f} to {best:.3f} at best, {last:.3f} at last', best < 0.9*first,
+        normal='falls by a tenth at least',
+        otherwise=f'{change} the learning rate; check that data and objective fit each other',
+    )
 
 # %% ../nbs/05e_preflight.ipynb #e-preflight
 def preflight(
@@ -117,17 +163,21 @@ def preflight(
     items: int = 4,  # of the first batch
     steps: int = 15,
 ) -> list[Check]:
-    "Train on one small batch, check that and what comes out, take it back. Raises ValueError after the first step, or for NaN and Inf that are there already."
+    "Train on one batch, check, take it back. Raises ValueError after the first step, or for NaN and Inf at the start."
     if trainer.step: raise ValueError(f'the preflight runs before the first step, not at step {trainer.step}')
-    x, cond, t, eps = trainer.prepare_batch(batches, 0)[0]
-    x, t, eps, cond = x[:items], t[:items], eps[:items], cond_rows(cond, 0, items)
+    x, cond, t, eps = _first_items(trainer.prepare_batch(batches, 0)[0], items)
     xt = trainer.objective.add_noise(x, eps, t)
     if found := first_nonfinite(trainer.model, xt, t, cond): raise ValueError(f'before the first step: {found}')
     try:
         checks = training_capability(trainer, (x, cond, t, eps), steps)
-        with torch.no_grad(): out, other = (trainer.model(xt, t, [text]*len(x)).float() for text in ('A', 'BC'))
+        with torch.no_grad(): outs = [trainer.model(xt, t, [text]*len(x)).float() for text in ('A', 'BC')]
     finally: _put_back(trainer)
-    return checks + output_quality(out, other)
+    return checks + output_quality(*outs)
+
+# %% ../nbs/05e_preflight.ipynb #e-preflight-parts
+def _first_items(microbatch: tuple, items: int) -> tuple:
+    x, cond, t, eps = microbatch
+    return x[:items], cond_rows(cond, 0, items), t[:items], eps[:items]
 
 def _put_back(trainer: Trainer) -> None:
     for name, p in trainer.ema.live.items(): p.data.copy_(trainer.ema.mean[name])

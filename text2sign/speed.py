@@ -35,7 +35,8 @@ def peak_matmul_flops(
     "What a device reaches on a large square matrix product: the practical ceiling of training on it."
     cuda = torch.device(device).type == 'cuda'
     n = 8192 if cuda else 1024
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == 'bf16' else torch.float32)
+    dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
+    a = torch.randn(n, n, device=device, dtype=dtype)
     times = [_seconds(lambda: a @ a, cuda) for _ in range(tries + 1)]
     return 2*n**3/min(times[1:])  # the first one warms up
 
@@ -64,7 +65,7 @@ def _why_not_compiled(
     compilers = (os.environ.get('CC') or os.environ.get('CXX'), 'cc', 'gcc', 'clang')
     if not any(shutil.which(name) for name in compilers if name): return 'no C compiler was found (install gcc)'
     try: torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as e: return str(e).strip().splitlines()[0][:150]  # whatever it is, the plain model needs none of it
+    except Exception as e: return str(e).strip().splitlines()[0][:150]  # whatever it is: the plain model trains without
     return ''
 
 def _put_kernels_in(tr: Trainer) -> bool:  # whether kernels can be compiled
@@ -79,8 +80,9 @@ def fits_in_memory(tr: Trainer, batches: Batches) -> bool:
     "Does one step fit, the optimiser's two moments included? Leaves no gradients."
     moments, fits = [], True
     try:
-        if not tr.optimizer.state: moments = [torch.empty_like(p) for p in tr.params.values() for _ in range(2)]
-        tr.loss(*tr.prepare_batch(batches, 0)[0]).mean().backward()
+        if not tr.optimizer.state: moments = [torch.empty(2, *p.shape, device=p.device) for p in tr.params.values()]
+        microbatch = tr.prepare_batch(batches, 0)[0]
+        tr.loss(*microbatch).mean().backward()
     except torch.OutOfMemoryError: fits = False
     del moments
     _free(tr)
@@ -100,8 +102,8 @@ def find_memory_settings(tr: Trainer, batches: Batches) -> Recipe:
             tr.recipe = replace(given, accumulation=accumulation, frame_chunk=frame_chunk)
             if not tr.any_process(not fits_in_memory(tr, batches)): return tr.recipe
     finally: tr.recipe = given  # the trainer is left as it is
-    smaller = 'take a smaller model, fewer frames or a smaller size'
-    raise ValueError(f'this does not fit into the memory of {tr.device} even one item and one frame at a time: {smaller}')
+    raise ValueError(f'this does not fit into the memory of {tr.device} even one item and one frame at a time: '
+                     'take a smaller model, fewer frames or a smaller size')
 
 def _options(tr: Trainer, batches: Batches) -> list:  # (accumulation, frame_chunk), from fast to small
     "The whole batch, then powers of two of microbatches, then single items in chunks of frames."
@@ -157,6 +159,7 @@ def warm_up(tr: Trainer, batches: Batches) -> float:  # seconds it took
     if tr.device.type == 'cuda': torch.cuda.synchronize()
     return time.perf_counter() - start
 
+# %% ../nbs/05c_speed.ipynb #c-compile
 def _compile(tr: Trainer, frame_chunk: int) -> None:
     "Put the kernels in and compile blocks, noise and loss; or say in one line why not."
     if reason := _why_not_compiled(tr.device.type):
@@ -164,7 +167,8 @@ def _compile(tr: Trainer, frame_chunk: int) -> None:
         return
     _put_kernels_in(tr)
     compile_blocks(tr.model, frame_chunk)
-    tr.add_noise, tr.item_loss = torch.compile(tr.add_noise), torch.compile(tr.item_loss)
+    tr.add_noise = torch.compile(tr.add_noise)
+    tr.item_loss = torch.compile(tr.item_loss)
 
 # %% ../nbs/05c_speed.ipynb #c-launch
 def launch(
@@ -200,6 +204,7 @@ def _check_launch(job, processes: int, args: tuple) -> None:
     except (pickle.PicklingError, AttributeError, TypeError) as e:
         raise ValueError(f'{name} and its arguments must be such as pickle takes: {e}') from None
 
+# %% ../nbs/05c_speed.ipynb #c-sigterm
 @contextmanager
 def _sigterm_as_interrupt():
     "Within this context SIGTERM interrupts, as Ctrl-C does."
@@ -226,6 +231,7 @@ def _start(job, processes: int, args: tuple):  # torch.multiprocessing's context
     with patch_environment(**env):
         return start_processes(run, (job, threads, args), nprocs=processes, join=False, start_method='spawn')
 
+# %% ../nbs/05c_speed.ipynb #c-run
 def _run(job, threads: int, args: tuple) -> None:
     "What each process does."
     from accelerate import Accelerator
@@ -238,7 +244,7 @@ def _run(job, threads: int, args: tuple) -> None:
 
 # %% ../nbs/05c_speed.ipynb #c-one-line
 def _in_one_line(e: Exception) -> Exception:
-    "An error that a process raised, without the stack that led to it; whole, where it is none of those made for people."
+    "An error that a process raised, without its stack; whole, where it is none of those that are made for people."
     kind, _, message = str(e).strip().splitlines()[-1].partition(': ')
     made_for_people = (ValueError, OSError, FileNotFoundError, FileExistsError, PermissionError)
     kinds = {error.__name__: error for error in made_for_people}

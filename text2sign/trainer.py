@@ -39,20 +39,24 @@ class EMA:
         self.live = {k: p for k, p in model.named_parameters() if p.requires_grad}  # what is frozen is its own average
         self.mean = {k: p.detach().clone() for k, p in self.live.items()}
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:  # of the step just taken, from 0
-        decay = min(self.decay, (1 + step)/(10 + step))
-        torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
+@patch
+@torch.no_grad()
+def update(self: EMA, step: int) -> None:  # of the step just taken, from 0
+    decay = min(self.decay, (1 + step)/(10 + step))
+    torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
 
-    @contextmanager
-    def applied(self):
-        "Within this context the model has the averaged weights."
-        self._swap()
-        try: yield
-        finally: self._swap()
+# %% ../nbs/05b_trainer.ipynb #b-ema-applied-code
+@patch
+@contextmanager
+def applied(self: EMA):
+    "Within this context the model has the averaged weights."
+    self._swap()
+    try: yield
+    finally: self._swap()
 
-    def _swap(self) -> None:
-        for k, p in self.live.items(): p.data, self.mean[k] = self.mean[k], p.data
+@patch
+def _swap(self: EMA) -> None:
+    for k, p in self.live.items(): p.data, self.mean[k] = self.mean[k], p.data
 
 # %% ../nbs/05b_trainer.ipynb #b-val
 class ValLoss:
@@ -71,19 +75,24 @@ class ValLoss:
         self.t = objective.sample_t(u).to(self.x.device)
         self.eps = torch.randn(self.x.shape, generator=g).to(self.x.device)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: nn.Module,  # in evaluation mode
-        **kwargs,  # go to the model
-    ) -> float:  # mean over the items
-        losses = [self._losses(model, i, i + self.chunk, kwargs) for i in range(0, len(self.x), self.chunk)]
-        return torch.cat(losses).mean().item()
+# %% ../nbs/05b_trainer.ipynb #b-val-call
+@patch
+@torch.no_grad()
+def __call__(
+    self: ValLoss,
+    model: nn.Module,  # in evaluation mode
+    **kwargs,  # go to the model
+) -> float:  # mean over the items
+    starts = range(0, len(self.x), self.chunk)
+    losses = [self._losses(model, start, start + self.chunk, kwargs) for start in starts]
+    return torch.cat(losses).mean().item()
 
-    def _losses(self, model, start, stop, kwargs) -> Tensor:  # (stop - start,)
-        x, eps, t = self.x[start:stop], self.eps[start:stop], self.t[start:stop]
-        out = model(self.objective.add_noise(x, eps, t), t, cond_rows(self.cond, start, stop), **kwargs)
-        return self.objective.loss(out, x, eps, t)
+@patch
+def _losses(self: ValLoss, model, start, stop, kwargs) -> Tensor:  # (stop - start,)
+    x, eps, t = (tensor[start:stop] for tensor in (self.x, self.eps, self.t))
+    xt = self.objective.add_noise(x, eps, t)
+    out = model(xt, t, cond_rows(self.cond, start, stop), **kwargs)
+    return self.objective.loss(out, x, eps, t)
 
 # %% ../nbs/05b_trainer.ipynb #b-recipe
 @dataclass
@@ -124,7 +133,8 @@ def _check(self: Recipe) -> None:
 @patch
 def lr_at(self: Recipe, step: int) -> float:
     "The learning rate of a step, from 0: a linear warm-up, then half a cosine down (Loshchilov and Hutter, 2017)."
-    rise = min(1., (step + 1)/min(self.warmup, max(1, self.steps//10)))
+    warmup = min(self.warmup, max(1, self.steps//10))
+    rise = min(1., (step + 1)/warmup)
     done = step/self.steps
     cosine = (1 + math.cos(math.pi*done))/2
     return self.lr*rise*(self.min_lr_ratio + (1 - self.min_lr_ratio)*cosine)
@@ -156,8 +166,6 @@ class Trainer:
         self.model, self.objective, self.recipe, self.accelerator = model, objective, recipe, accelerator
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.params: raise ValueError('nothing to train: every parameter is frozen; freeze fewer')
-        self.rank = accelerator.process_index if accelerator else 0
-        self.world = accelerator.num_processes if accelerator else 1
         groups = param_groups(self.params, set(copied), recipe)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
         self.ema, self.guard = EMA(model, recipe.ema_decay), Guard()
@@ -165,6 +173,17 @@ class Trainer:
         self.device = model.pos_embed.device
         self.add_noise, self.item_loss = objective.add_noise, objective.loss  # `warm_up` compiles these two
         self.graph = None  # forward and backward pass as a CUDA graph, see `graphed_step`
+
+# %% ../nbs/05b_trainer.ipynb #b-world
+@patch(as_prop=True)
+def rank(self: Trainer) -> int:
+    "This process's number, from 0; the first one evaluates, prints and saves."
+    return self.accelerator.process_index if self.accelerator else 0
+
+@patch(as_prop=True)
+def world(self: Trainer) -> int:
+    "How many processes there are."
+    return self.accelerator.num_processes if self.accelerator else 1
 
 # %% ../nbs/05b_trainer.ipynb #b-loss
 @patch(as_prop=True)
@@ -177,6 +196,7 @@ def autocast(self: Trainer):
     "The context in which the model runs."
     return autocast_bf16(self.device, self.recipe.precision == 'bf16')
 
+# %% ../nbs/05b_trainer.ipynb #b-loss-code
 @patch
 def loss(
     self: Trainer,
@@ -201,13 +221,20 @@ def prepare_batch(
     g = generator(self.device, self.recipe.seed, 3, step)
     t = self.objective.sample_t(stratified(len(x), g, self.device))
     eps = torch.randn(x.shape, generator=g, device=self.device)
-    accumulation, n = self.recipe.accumulation, self.recipe.accumulation*self.world
-    if len(x) % n:
-        processes = f'accumulation={accumulation} on each of {self.world} processes'
-        raise ValueError(f'batch {len(x)} does not divide into {n} equal pieces: {processes}')
-    conds = zip(*(part.chunk(n) for part in cond)) if isinstance(cond, tuple) else cond.chunk(n)
-    microbatches = list(zip(x.chunk(n), conds, t.chunk(n), eps.chunk(n)))
-    return microbatches[self.rank::self.world]
+    size = self._microbatch_size(len(x))
+    starts = range(self.rank*size, len(x), self.world*size)
+    return [_microbatch(x, cond, t, eps, start, start + size) for start in starts]
+
+# %% ../nbs/05b_trainer.ipynb #b-microbatch
+def _microbatch(x: Tensor, cond, t: Tensor, eps: Tensor, start: int, stop: int) -> tuple:  # (x, cond, t, eps)
+    return x[start:stop], cond_rows(cond, start, stop), t[start:stop], eps[start:stop]
+
+@patch
+def _microbatch_size(self: Trainer, batch: int) -> int:
+    n = self.recipe.accumulation*self.world
+    if batch % n == 0: return batch//n
+    processes = f'accumulation={self.recipe.accumulation} on each of {self.world} processes'
+    raise ValueError(f'batch {batch} does not divide into {n} equal pieces: {processes}')
 
 # %% ../nbs/05b_trainer.ipynb #b-passes
 @patch
@@ -223,6 +250,7 @@ def forward_backward(
         total = total + loss.detach()
     return total
 
+# %% ../nbs/05b_trainer.ipynb #b-reduce
 @patch
 def all_reduce(
     self: Trainer,
@@ -263,14 +291,16 @@ def train_step(
     self.step += 1
     return row
 
+# %% ../nbs/05b_trainer.ipynb #b-step-parts
 @patch
 def set_lr(self: Trainer, lr: float) -> None:
     for group in self.optimizer.param_groups: group['lr'] = group['lr_scale']*lr
 
 @patch
 def norms_by_part(self: Trainer) -> dict:  # 'norm of PART' -> (), on the device
-    squares = {name: p.grad.pow(2).sum() for name, p in self.params.items() if p.grad is not None}
-    return {f'norm of {part}': square.sqrt() for part, square in by_part(squares).items()}
+    grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+    squares = by_part({name: grad.pow(2).sum() for name, grad in grads.items()})
+    return {f'norm of {part}': square.sqrt() for part, square in squares.items()}
 
 # %% ../nbs/05b_trainer.ipynb #b-eval
 @patch
@@ -313,16 +343,17 @@ def state(self: Trainer) -> tuple[dict, dict]:  # tensors; what JSON can hold
     tensors = {f'model.{name}': p for name, p in self.model.named_parameters()}
     tensors |= {f'ema.{name}': mean for name, mean in self.ema.mean.items()}
     for name, p in self.params.items():
-        tensors |= {f'{moment}.{name}': v for moment, v in self.optimizer.state.get(p, {}).items()}
+        moments = self.optimizer.state.get(p, {})
+        tensors |= {f'{moment}.{name}': v for moment, v in moments.items()}
     config = dict(recipe=asdict(self.recipe), model=self.model.config.to_dict(), step=self.step,
                   history=self.history, guard=self.guard.state_dict())
     return tensors, config
 
+# %% ../nbs/05b_trainer.ipynb #b-save
 def list_checkpoints(folder, stage: str) -> list[Path]:
     "The saved states of a stage, the newest last."
     return sorted(Path(folder).glob(f'{stage}-state-*.safetensors'))
 
-# %% ../nbs/05b_trainer.ipynb #b-save
 @patch
 def save(
     self: Trainer,
@@ -335,12 +366,16 @@ def save(
     for file in _leftovers(folder): file.unlink()
     save_tensors(folder/f'{stage}-state-{self.step:07d}.safetensors', *self.state())
     for old in list_checkpoints(folder, stage)[:-keep]: remove_checkpoint(old)
-    return save_model(folder/f'{stage}.safetensors', self.model, self.model.state_dict() | self.ema.mean)
+    averaged = self.model.state_dict() | self.ema.mean
+    return save_model(folder/f'{stage}.safetensors', self.model, averaged)
 
-def _leftovers(folder: Path) -> set[Path]:
+# %% ../nbs/05b_trainer.ipynb #b-leftovers
+def _leftovers(folder: Path) -> list[Path]:
     "Files of a process that was killed while it saved (`.tmp` is safetensors' own)."
-    used = {shard for file in folder.glob('*.safetensors') for shard in shard_files(file)}
-    return {file for pattern in ('.*.part', '.tmp*', '*.safetensors.*') for file in folder.glob(pattern)} - used
+    used, found = set(), set()
+    for file in folder.glob('[!.]*.safetensors'): used |= {*shard_files(file)}
+    for pattern in ('.*.part*', '.tmp*', '*.safetensors.*'): found |= {*folder.glob(pattern)}
+    return sorted(found - used)
 
 # %% ../nbs/05b_trainer.ipynb #b-resume
 @patch
@@ -353,21 +388,25 @@ def resume(self: Trainer, folder, stage: str) -> None:
         raise ValueError(f'{states[-1]} is from another configuration: {"; ".join(differ)}')
     for name, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{name}'])
     for name, mean in self.ema.mean.items(): mean.copy_(tensors[f'ema.{name}'])
-    for name, p in self.params.items():
-        moments = {k: tensors.get(f'{k}.{name}') for k in ('step', 'exp_avg', 'exp_avg_sq')}
-        self.optimizer.state[p] = {k: v.to(self.device) for k, v in moments.items() if v is not None}
+    for name, p in self.params.items(): self.optimizer.state[p] = _moments(tensors, name, self.device)
     self.step, self.history = config['step'], config['history']
     self.guard.load_state_dict(config['guard'])
 
+def _moments(tensors: dict, name: str, device) -> dict:  # AdamW's state of a parameter
+    keys = {moment: f'{moment}.{name}' for moment in ('step', 'exp_avg', 'exp_avg_sq')}
+    return {moment: tensors[key].to(device) for moment, key in keys.items() if key in tensors}
+
+# %% ../nbs/05b_trainer.ipynb #b-differences
 @patch
 def _differences(
     self: Trainer,
     saved: dict,  # of recipe and model
 ) -> list[str]:
     "Settings that are not as they were; those that only move memory may be others."
-    now = json.loads(json.dumps(asdict(self.recipe) | self.model.config.to_dict()))  # as JSON gives it back
-    differ = {k: v for k, v in now.items() if saved.get(k) != v and k not in ('accumulation', 'frame_chunk')}
-    return [f'{k} was {saved.get(k)}, now {v}' for k, v in differ.items()]
+    now = asdict(self.recipe) | self.model.config.to_dict()
+    now = json.loads(json.dumps(now))  # as it comes back from a file
+    for k in ('accumulation', 'frame_chunk'): del now[k]
+    return [f'{k} was {saved.get(k)}, now {v}' for k, v in now.items() if v != saved.get(k)]
 
 # %% ../nbs/05b_trainer.ipynb #b-release
 def export_release(
@@ -378,16 +417,20 @@ def export_release(
     "The averaged weights of a run in bf16 and its curves. Raises FileNotFoundError where the run has no checkpoint."
     folder, path, curves, out = Path(folder), Path(path), {}, []
     for stage, suffix in (('image', '-image'), ('video', '')):
-        if not (folder/f'{stage}.safetensors').exists(): continue
-        weights, config = read_checkpoint(folder/f'{stage}.safetensors')
+        file = folder/f'{stage}.safetensors'
+        if not file.exists(): continue
+        weights, config = read_checkpoint(file)
         file = path.with_name(f'{path.name}{suffix}.safetensors')
         out.append(save_tensors(file, _to_bf16(weights), config | dict(card=card)))
         if states := list_checkpoints(folder, stage): curves[stage] = read_checkpoint(states[-1])[1]['history']
     if not out: raise FileNotFoundError(f'no image.safetensors or video.safetensors in {folder}: train first')
+    return out + [_write_curves(folder, path.with_suffix('.json'), curves)]
+
+# %% ../nbs/05b_trainer.ipynb #b-release-parts
+def _write_curves(folder: Path, path: Path, curves: dict) -> Path:  # path
     settings = json.loads((folder/'settings.json').read_text())
-    with atomic_path(path.with_suffix('.json')) as part:
-        part.write_text(json.dumps(dict(settings=settings, history=curves)))
-    return out + [path.with_suffix('.json')]
+    with atomic_path(path) as part: part.write_text(json.dumps(dict(settings=settings, history=curves)))
+    return path
 
 def _to_bf16(weights: dict) -> dict:  # all but the table of positions, which is computed and stays exact
     return {name: w if name == 'pos_embed' else w.bfloat16() for name, w in weights.items()}
@@ -401,7 +444,8 @@ def interruptible():
         if signals: raise KeyboardInterrupt
         signals.append(number)
     main = threading.current_thread() is threading.main_thread()  # signals reach the main thread only
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
     try: yield lambda: bool(signals)
     finally:
-        for s, old in before.items(): signal.signal(s, old)
+        for number, old in before.items(): signal.signal(number, old)
