@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WRITERS', 'resized', 'save_clip', 'read_about']
 
-# %% ../nbs/06a_export.ipynb #7b67b7fe
+# %% ../nbs/06a_export.ipynb #imports-06a
 import json
 import warnings
 from fractions import Fraction
@@ -17,54 +17,62 @@ import numpy as np
 from .clips import strip
 from .core import atomic_path, save_npz
 
-# %% ../nbs/06a_export.ipynb #4cd36c67
-def resized(clip: np.ndarray,  # uint8 (T, H, W, 3)
-            height: int | None = None,  # pixels; None leaves it
-            ) -> np.ndarray:  # uint8 (T, height, width, 3)
-    "A clip at another size, its proportions kept: areas averaged to shrink, a cubic spline to grow."
+# %% ../nbs/06a_export.ipynb #049-06
+def resized(
+    clip: np.ndarray,  # uint8 (T, H, W, 3)
+    height: int | None = None,  # pixels; None leaves it
+) -> np.ndarray:  # uint8 (T, height, width, 3)
+    "A clip at another size, its proportions kept."
     if height is None or height == clip.shape[1]:
         return clip
-    width = max(1, round(clip.shape[2] * height / clip.shape[1]))
+    width = max(1, round(clip.shape[2]*height/clip.shape[1]))
     how = cv2.INTER_AREA if height < clip.shape[1] else cv2.INTER_CUBIC
-    return np.stack([cv2.resize(np.ascontiguousarray(frame), (width, height), interpolation=how) for frame in clip])
+    frames = [cv2.resize(np.ascontiguousarray(f), (width, height), interpolation=how) for f in clip]
+    return np.stack(frames)
 
-# %% ../nbs/06a_export.ipynb #2ce21b99
-def _write_mp4(path,  # of all writers: a temporary path
-               clip: np.ndarray,  # uint8 (T, H, W, 3)
-               fps: float,
-               about: str,  # JSON
-               ) -> None:
-    "H.264 in the colour format that browsers play; it wants even sizes: an odd edge is doubled."
+# %% ../nbs/06a_export.ipynb #mp4-06a
+def _write_mp4(
+    path,  # the arguments are those of all writers
+    clip: np.ndarray,  # uint8 (T, H, W, 3)
+    fps: float,  # frames a second
+    about: str,  # JSON
+) -> None:
+    "H.264 in the colour format that browsers play."
     import av
-    clip = np.pad(clip, ((0, 0), (0, clip.shape[1] % 2), (0, clip.shape[2] % 2), (0, 0)), mode='edge')
+    odd = [(0, n % 2) for n in clip.shape[1:3]]
+    clip = np.pad(clip, [(0, 0), *odd, (0, 0)], mode='edge')
     with av.open(str(path), 'w', format='mp4', options=dict(movflags='faststart')) as file:
         file.metadata['comment'] = about
         stream = file.add_stream('libx264', rate=Fraction(fps).limit_denominator(1000), options=dict(crf='16'))
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = 'yuv420p'
-        for frame in clip:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), 'rgb24')))
+        for pixels in clip:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), 'rgb24')
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
 
-# %% ../nbs/06a_export.ipynb #4b380785
+# %% ../nbs/06a_export.ipynb #051-06
 def _write_gif(path, clip, fps, about):
     "One palette for all frames, which repeat for ever; at most 50 frames a second."
     from PIL import Image
-    palette = Image.fromarray(clip.reshape(-1, clip.shape[2], 3)).quantize(256)
+    colours = Image.fromarray(clip.reshape(-1, clip.shape[2], 3))
+    palette = colours.quantize(256)
     frames = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in clip]
-    ticks = np.diff(np.round(np.arange(len(clip) + 1) * 100 / fps)).clip(2)  # hundredths of a second
-    frames[0].save(path, 'GIF', save_all=True, append_images=frames[1:], duration=[10 * int(t) for t in ticks],
-                   loop=0, comment=about.encode())
+    ends = np.round(np.arange(len(clip) + 1)*100/fps)  # hundredths of a second
+    durations = [10*int(n) for n in np.diff(ends).clip(2)]  # milliseconds
+    frames[0].save(path, 'GIF', save_all=True, append_images=frames[1:], duration=durations, loop=0,
+                   comment=about.encode())
 
-# %% ../nbs/06a_export.ipynb #2c626963
+# %% ../nbs/06a_export.ipynb #png-06a
 def _write_png(path, clip, fps, about):
     "All frames in one row, two white pixels between them."
     from PIL import Image, PngImagePlugin
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text('Comment', about)
-    Image.fromarray(strip(clip, len(clip))).save(path, 'PNG', pnginfo=chunks)
+    row = Image.fromarray(strip(clip, len(clip)))
+    row.save(path, 'PNG', pnginfo=chunks)
 
-
+# %% ../nbs/06a_export.ipynb #arrays-06a
 def _write_npy(path, clip, fps, about):
     "The numbers alone."
     if about != '{}':
@@ -79,50 +87,37 @@ def _write_npz(path, clip, fps, about):
 
 WRITERS = {'.mp4': _write_mp4, '.gif': _write_gif, '.png': _write_png, '.npy': _write_npy, '.npz': _write_npz}
 
-# %% ../nbs/06a_export.ipynb #750eb652
-def save_clip(path,  # where to; its suffix, in any case, says how: .mp4, .gif, .png, .npy, .npz; folders are made
-              clip: np.ndarray,  # uint8 (T, H, W, 3)
-              fps: float = 12.,  # frames a second
-              height: int | None = None,  # pixels; None: as it is
-              speed: float = 1.,  # 2 plays twice as fast
-              about: dict | None = None,  # what made it: text, seed, checkpoint, settings; anything JSON can hold
-              ) -> Path:
-    "Write a clip, whole or not at all, with what made it inside. Raises ValueError for an unknown suffix and for what is no clip."
-    path, clip = Path(path), np.asarray(clip)
+# %% ../nbs/06a_export.ipynb #052-06
+def save_clip(
+    path,  # where to; its suffix, in any case, says how: one of `WRITERS`; folders are made
+    clip: np.ndarray,  # uint8 (T, H, W, 3)
+    fps: float = 12.,  # frames a second
+    height: int | None = None,  # pixels; None: as it is
+    speed: float = 1.,  # 2 plays twice as fast
+    about: dict | None = None,  # what made it: text, seed, checkpoint, settings; anything JSON can hold
+) -> Path:
+    "Write a clip, whole or not at all. Raises ValueError for an unknown suffix and for what is no clip."
+    path = Path(path)
+    clip = np.asarray(clip)
     write = WRITERS.get(path.suffix.lower())
     if write is None:
         raise ValueError(f'{path.name}: the suffix says how a clip is written; known are {", ".join(WRITERS)}')
     _check_clip(clip, fps, height, speed)
-    about = json.dumps(about or {})
+    comment = json.dumps(about or {})
     with atomic_path(path) as part:
-        write(part, resized(clip, height), fps * speed, about)
+        write(part, resized(clip, height), fps*speed, comment)
     return path
 
-
-def _check_clip(clip, fps, height, speed):
+# %% ../nbs/06a_export.ipynb #check-06a
+def _check_clip(clip, fps, height, speed) -> None:
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not len(clip):
         raise ValueError(f'a clip is uint8 (T, H, W, 3) with a frame at least, not {clip.dtype} {clip.shape}')
-    if not .01 <= fps * speed <= 1000:
+    if not .01 <= fps*speed <= 1000:
         raise ValueError(f'fps is {fps} and speed {speed}: their product must lie in 0.01 to 1000')
     if height is not None and height < 1:
         raise ValueError(f'height is {height}: at least 1 pixel is needed')
 
-# %% ../nbs/06a_export.ipynb #83f23f1d
-def read_about(path,  # a file that `save_clip` wrote
-               ) -> dict:  # {} where nothing was given
-    "What made a clip. Raises FileNotFoundError, or ValueError for a file that holds no such thing."
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'no clip at {path}')
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f'{path.name} has no room for what made it: {", ".join(_READERS)} have')
-    try:
-        return json.loads(read(path) or '{}')
-    except ValueError:
-        raise ValueError(f'{path.name} was not written by save_clip: its comment is another') from None
-
-
+# %% ../nbs/06a_export.ipynb #readers-06a
 def _comment_of_mp4(path: Path) -> str | None:
     import av
     with av.open(str(path)) as file:
@@ -132,12 +127,28 @@ def _comment_of_mp4(path: Path) -> str | None:
 def _comment_of_image(path: Path) -> str | None:
     from PIL import Image
     with Image.open(path) as image:
-        return image.info.get('comment') or image.info.get('Comment')  # a GIF's, a PNG's
+        return image.info.get('comment') or image.info.get('Comment')  # of a GIF, of a PNG
 
 
 def _comment_of_npz(path: Path) -> str | None:
     with np.load(path) as file:
         return file['about'].item() if 'about' in file else None
 
+# %% ../nbs/06a_export.ipynb #053-06
+_COMMENTS = {'.mp4': _comment_of_mp4, '.gif': _comment_of_image, '.png': _comment_of_image, '.npz': _comment_of_npz}
 
-_READERS = {'.mp4': _comment_of_mp4, '.gif': _comment_of_image, '.png': _comment_of_image, '.npz': _comment_of_npz}
+
+def read_about(
+    path,  # a file that `save_clip` wrote
+) -> dict:  # {} where nothing was given
+    "What made a clip. Raises FileNotFoundError, or ValueError for a file that has no room for it."
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no clip at {path}')
+    read_comment = _COMMENTS.get(path.suffix.lower())
+    if read_comment is None:
+        raise ValueError(f'{path.name} has no room for what made it: {", ".join(_COMMENTS)} have')
+    try:
+        return json.loads(read_comment(path) or '{}')
+    except ValueError:
+        raise ValueError(f'{path.name} was not written by save_clip: its comment is another') from None

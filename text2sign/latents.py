@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_vae', 'decode_latents', 'posterior', 'encode_clips']
 
-# %% ../nbs/00e_latents.ipynb #ec67c537
+# %% ../nbs/00e_latents.ipynb #imports-00e
 import hashlib
 import json
 from dataclasses import replace
@@ -20,126 +20,145 @@ from tqdm.auto import tqdm
 from .clips import Clips
 from .core import cache_dir
 
-# %% ../nbs/00e_latents.ipynb #6eb6ee89
+# %% ../nbs/00e_latents.ipynb #027-06
 _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
 
 @lru_cache(maxsize=1)
-def load_vae(name: str,  # a folder, or a name on the Hugging Face hub
-             device='cpu',
-             ):  # diffusers' AutoencoderKL or AutoencoderTiny, float32, in evaluation mode; kept for the next call
+def load_vae(
+    name: str,  # a folder, or a name on the Hugging Face hub
+    device='cpu',
+):  # diffusers' AutoencoderKL or AutoencoderTiny, in evaluation mode
     "An autoencoder between pixels and latents. Raises FileNotFoundError or ValueError in one line."
     import diffusers
     try:
         kind = diffusers.AutoencoderKL.load_config(name).get('_class_name')
-        if kind not in _KINDS:
-            raise TypeError(kind)
-        vae = getattr(diffusers, kind).from_pretrained(name, torch_dtype=torch.float32)
-    except TypeError:
-        raise ValueError(f'{name} is a {kind}: {" and ".join(_KINDS)} can be used') from None
+        if kind in _KINDS:
+            vae = getattr(diffusers, kind).from_pretrained(name, torch_dtype=torch.float32)
     except (OSError, ValueError) as e:
         why = str(e).splitlines()[0][:120]
         raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, '
                                 f'or a name on the Hugging Face hub ({why})') from None
+    if kind not in _KINDS:
+        raise ValueError(f'{name} is a {kind}: {" and ".join(_KINDS)} can be used')
     return vae.to(device).eval().requires_grad_(False)
 
-# %% ../nbs/00e_latents.ipynb #09547cf4
-def _scale_and_shift(vae) -> tuple:  # each a float, or a tensor (C, 1, 1) with one number a channel
-    "What normalises latents: (z - shift)*scale. Raises ValueError where the VAE names two shifts."
+# %% ../nbs/00e_latents.ipynb #scale-00e
+def _scale_and_shift(vae) -> tuple:  # each a number, or a tensor (C, 1, 1) with one for each channel
+    "What normalises latents: (z - shift) * scale. Raises ValueError where the VAE names two shifts."
     config = vae.config
     scale = config.scaling_factor
     shift = config.get('shift_factor') or 0.
     mean = config.get('latents_mean')
     std = config.get('latents_std')
     if mean is not None and shift:
-        raise ValueError('the VAE has a shift_factor and latents_mean too: which of them centres its latents?')
+        raise ValueError('the VAE has latents_mean and a shift_factor: which of the two to subtract is not known')
     if mean is not None:
         shift = torch.tensor(mean, device=vae.device).view(-1, 1, 1)
     if std is not None:
         scale = scale / torch.tensor(std, device=vae.device).view(-1, 1, 1)
     return scale, shift
 
-
+# %% ../nbs/00e_latents.ipynb #decode-00e
 @torch.no_grad()
-def decode_latents(latents: Tensor,  # (N, T, C, h, w), normalised
-                   vae,  # from `load_vae`
-                   chunk: int = 16,  # frames at a time: memory, never values
-                   ) -> Tensor:  # (N, T, 3, H, W), about [-1, 1]
+def decode_latents(
+    latents: Tensor,  # (N, T, C, h, w), normalised
+    vae,  # from `load_vae`
+    chunk: int = 16,  # frames at a time: memory, never values
+) -> Tensor:  # (N, T, 3, H, W), about [-1, 1]
     "Latents become pixels."
     scale, shift = _scale_and_shift(vae)
-    z = latents.flatten(0, 1).float() / scale + shift
+    z = latents.flatten(0, 1).float()/scale + shift
     frames = torch.cat([vae.decode(part).sample for part in z.split(chunk)])
     return frames.unflatten(0, latents.shape[:2])
 
-# %% ../nbs/00e_latents.ipynb #dda4b875
-def posterior(vae,  # from `load_vae`
-              x: Tensor,  # float (B, 3, H, W) in [-1, 1]
-              ) -> tuple:  # mean and standard deviation (None for `AutoencoderTiny`), (B, C, h, w), normalised
+# %% ../nbs/00e_latents.ipynb #078-08
+def posterior(
+    vae,  # from `load_vae`
+    x: Tensor,  # float (B, 3, H, W) in [-1, 1]
+) -> tuple:  # mean and standard deviation (None for `AutoencoderTiny`), (B, C, h, w), normalised
     "The distribution of the latents of images."
     scale, shift = _scale_and_shift(vae)
     z = vae.encode(x)
     if hasattr(z, 'latents'):
-        return (z.latents - shift) * scale, None
-    return (z.latent_dist.mean - shift) * scale, z.latent_dist.std * scale
+        return (z.latents - shift)*scale, None
+    mean = z.latent_dist.mean
+    std = z.latent_dist.std
+    return (mean - shift)*scale, std*scale
 
-# %% ../nbs/00e_latents.ipynb #7d504d6a
+# %% ../nbs/00e_latents.ipynb #encode-frames-00e
 @torch.no_grad()
-def _encode_frames(x: np.ndarray,  # uint8 (F, H, W, 3)
-                   vae,
-                   chunk: int,  # frames at a time
-                   progress: bool,
-                   ) -> list:  # mean and standard deviation (or None), float16 (F, h, w, C)
+def _encode_frames(
+    x: np.ndarray,  # uint8 (F, H, W, 3)
+    vae,
+    chunk: int,  # frames at a time
+    progress: bool,
+) -> list:  # mean and standard deviation (or None), float16 (F, h, w, C)
     parts = []
     for i in tqdm(range(0, len(x), chunk), desc='encoding', mininterval=2, disable=not progress):
         pixels = torch.from_numpy(x[i:i + chunk]).to(vae.device).movedim(-1, 1)
-        parts.append([_to_half(m) for m in posterior(vae, pixels.float() / 127.5 - 1)])
+        moments = posterior(vae, pixels.float()/127.5 - 1)
+        parts.append([_to_half(m) for m in moments])
     return [None if column[0] is None else np.concatenate(column) for column in zip(*parts)]
 
 
 def _to_half(m: Tensor | None) -> np.ndarray | None:  # (B, C, h, w) -> float16 (B, h, w, C)
-    return None if m is None else m.half().movedim(1, -1).cpu().numpy()
+    if m is None:
+        return None
+    return m.half().movedim(1, -1).cpu().numpy()
 
-# %% ../nbs/00e_latents.ipynb #1c9a8c1a
+# %% ../nbs/00e_latents.ipynb #check-00e
 def _check_latents(clips: Clips, moments: list) -> None:  # moments: (N, T, h, w, C) each, or None
-    side, small = clips.frames.shape[2], moments[0].shape[2]
+    "Raise ValueError where the VAE does not fit the clips."
+    side = clips.frames.shape[2]
+    small = moments[0].shape[2]
     if side % small:
         raise ValueError(f'clips of {side} pixels become {small} latents: choose a size that the VAE divides evenly')
     for m in moments:
-        finite = m is None or np.isfinite(m).all((1, 2, 3, 4))
-        if not np.all(finite):
-            name = clips.names[int(np.argmin(finite))]
+        if m is None:
+            continue
+        finite = np.isfinite(m).all((1, 2, 3, 4))
+        if not finite.all():
+            name = clips.names[finite.argmin()]
             raise ValueError(f'the VAE gives values beyond float16 for {name}: is it the right one?')
 
-# %% ../nbs/00e_latents.ipynb #6326f3a8
+# %% ../nbs/00e_latents.ipynb #path-00e
 _VERSION = 3  # of what is kept: a new number makes every cached file stale
 
 def _latents_path(clips: Clips, vae: str) -> Path:
-    "Where latents are kept: the name depends on the frames and on the VAE's files (a hub id has none)."
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(vae).glob('*'))]
-    about = json.dumps([_VERSION, vae, files, clips.frames.shape]).encode()
-    key = hashlib.sha256(about + clips.frames.tobytes()).hexdigest()[:12]
-    return cache_dir() / f'latents-{len(clips)}-{key}.npz'
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(Path(vae).glob('*'))]  # a hub id has none
+    about = json.dumps([_VERSION, vae, files, clips.frames.shape])
+    key = hashlib.sha256(about.encode() + clips.frames.tobytes()).hexdigest()[:12]
+    return cache_dir()/f'latents-{len(clips)}-{key}.npz'
 
-# %% ../nbs/00e_latents.ipynb #ef2f2355
-def encode_clips(clips: Clips,  # of pixels
-                 vae,  # a folder, or a hub id, of a diffusers `AutoencoderKL` or `AutoencoderTiny`
-                 chunk: int = 16,  # frames at a time
-                 device='cpu',
-                 progress: bool = True,  # show a progress bar
-                 cache: bool = True,  # keep the latents, and use them again while frames and VAE stay the same
-                 ) -> Clips:  # float16 latents (N, T, h, w, C): mean in `frames`, standard deviation in `std` (or None)
+# %% ../nbs/00e_latents.ipynb #079-08
+def encode_clips(
+    clips: Clips,  # of pixels
+    vae,  # a folder, or a hub id, of a diffusers `AutoencoderKL` or `AutoencoderTiny`
+    chunk: int = 16,  # frames at a time
+    device='cpu',
+    progress: bool = True,  # show a progress bar
+    cache: bool = True,  # keep the latents, and use them again while frames and VAE stay the same
+) -> Clips:  # float16 latents (N, T, h, w, C): mean in `frames`, standard deviation in `std` (or None)
     "Pixels to latents. Raises ValueError for clips that are latents already, or do not fit the VAE."
     if clips.frames.dtype != np.uint8:
-        raise ValueError(f'these clips hold latents already{f", of {clips.vae}" if clips.vae else ""}')
-    vae = str(vae)
-    path = _latents_path(clips, vae)
+        made_by = f', of {clips.vae}' if clips.vae else ''
+        raise ValueError(f'these clips hold latents already{made_by}')
+    path = _latents_path(clips, str(vae))
     if cache and path.exists():
         kept = Clips.load(path)
-        return replace(clips, frames=kept.frames, std=kept.std, vae=vae)
-    n, t = clips.frames.shape[:2]
-    moments = _encode_frames(clips.frames.reshape(n * t, *clips.frames.shape[2:]), load_vae(vae, device), chunk, progress)
-    moments = [None if m is None else m.reshape(n, t, *m.shape[1:]) for m in moments]
-    _check_latents(clips, moments)
-    out = replace(clips, frames=moments[0], std=moments[1], vae=vae)
+        return replace(clips, frames=kept.frames, std=kept.std, vae=str(vae))
+    out = _encode(clips, str(vae), chunk, device, progress)
     if cache:
         out.save(path)
     return out
+
+# %% ../nbs/00e_latents.ipynb #encode-00e
+def _encode(clips: Clips, name: str, chunk: int, device, progress: bool) -> Clips:
+    vae = load_vae(name, device)
+    n, t = clips.frames.shape[:2]
+    frames = clips.frames.reshape(n*t, *clips.frames.shape[2:])
+    moments = _encode_frames(frames, vae, chunk, progress)
+    moments = [None if m is None else m.reshape(n, t, *m.shape[1:]) for m in moments]
+    _check_latents(clips, moments)
+    mean, std = moments
+    return replace(clips, frames=mean, std=std, vae=name)

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLERS', 'make_scheduler', 'denoise', 'guided', 'noise_for_clips', 'to_uint8', 'pixel_decoder', 'check_text',
            'clip_frames', 'generate', 'generate_images', 'mediapy_with_ffmpeg', 'show']
 
-# %% ../nbs/06_sample.ipynb #e84d755f
+# %% ../nbs/06_sample.ipynb #002-06
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,26 +20,31 @@ from .latents import decode_latents, load_vae
 from .lexicon import frames_needed, upper
 from .video import VideoDiT
 
-# %% ../nbs/06_sample.ipynb #8cc015e0
+# %% ../nbs/06_sample.ipynb #005-06
 SAMPLERS = dict(flow=('dpm++', 'unipc', 'euler', 'heun'),  # of each objective; the first is 'auto'
                 epsilon=('unipc', 'dpm++', 'ddim'))
 
-
-def make_scheduler(objective: Flow | Epsilon,
-                   steps: int,  # 1 or more
-                   sampler: str = 'auto',  # one of `SAMPLERS` for this objective
-                   ):  # a diffusers scheduler with its levels set: a new one for each clip, multistep ones have a memory
+# %% ../nbs/06_sample.ipynb #scheduler-06
+def make_scheduler(
+    objective: Flow | Epsilon,
+    steps: int,  # 1 or more
+    sampler: str = 'auto',  # one of `SAMPLERS` for this objective
+):  # a diffusers scheduler with its levels set: a new one for each use, since multistep ones keep earlier predictions
     "The scheduler of a sampler. Raises ValueError naming the samplers that fit the objective."
     names = SAMPLERS[objective.name]
-    if steps < 1: raise ValueError(f'steps is {steps}: at least 1 is needed')
-    if sampler == 'auto': sampler = names[0]
-    if sampler not in names:
-        raise ValueError(f'sampler {sampler!r} does not fit the objective {objective.name}: use auto, {", ".join(names)}')
-    if sampler == 'euler': return _euler(steps)
-    if sampler == 'heun': return _heun(steps)
+    if steps < 1:
+        raise ValueError(f'steps is {steps}: at least 1 is needed')
+    if sampler not in ('auto', *names):
+        raise ValueError(f'sampler {sampler!r} does not fit the objective {objective.name}: '
+                         f'use auto, {", ".join(names)}')
+    sampler = names[0] if sampler == 'auto' else sampler
+    if sampler == 'euler':
+        return _euler(steps)
+    if sampler == 'heun':
+        return _heun(steps)
     return _multistep(objective, steps, sampler)
 
-# %% ../nbs/06_sample.ipynb #76a55a80
+# %% ../nbs/06_sample.ipynb #euler-06
 def _flow_levels(steps: int) -> np.ndarray:  # (steps + 1,) float32: 1, 1 - 1/steps, ..., 0
     return np.linspace(1, 0, steps + 1, dtype=np.float32)
 
@@ -54,166 +59,204 @@ def _euler(steps: int):
 def _heun(steps: int):
     "It takes no levels: they are put in, each but the ends twice."
     from diffusers import FlowMatchHeunDiscreteScheduler
+    first, *inner, last = _flow_levels(steps)
     scheduler = FlowMatchHeunDiscreteScheduler()
     scheduler.set_timesteps(steps)
-    levels = _flow_levels(steps)
-    scheduler.sigmas = torch.from_numpy(np.concatenate([levels[:1], levels[1:-1].repeat(2), levels[-1:]]))
-    scheduler.timesteps = 1000 * scheduler.sigmas[:-1]
+    scheduler.sigmas = torch.tensor([first, *np.repeat(inner, 2), last])
+    scheduler.timesteps = 1000*scheduler.sigmas[:-1]
     return scheduler
 
-# %% ../nbs/06_sample.ipynb #7de3cb87
+# %% ../nbs/06_sample.ipynb #multistep-06
 _DDPM = dict(beta_schedule='linear', beta_start=1e-4, beta_end=0.02, timestep_spacing='trailing')
 
 
 def _multistep(objective, steps: int, sampler: str):
-    "UniPC and DPM-Solver++ of second order; DDIM is the latter's first order (Lu et al. 2022, section 4)."
+    "UniPC, DPM-Solver++, and DDIM as the latter's first order."
     import diffusers
     kind = diffusers.UniPCMultistepScheduler if sampler == 'unipc' else diffusers.DPMSolverMultistepScheduler
     path = dict(use_flow_sigmas=True) if objective.name == 'flow' else _DDPM
-    scheduler = kind(prediction_type='sample', solver_order=1 if sampler == 'ddim' else 2, **path)
+    order = 1 if sampler == 'ddim' else 2
+    scheduler = kind(prediction_type='sample', solver_order=order, **path)
     scheduler.set_timesteps(steps)
     return scheduler
 
-# %% ../nbs/06_sample.ipynb #442c1404
+# %% ../nbs/06_sample.ipynb #007-06
 @torch.no_grad()
-def denoise(predict,  # (x (B, ..., C, H, W), t (B,)) -> the model's prediction
-            objective: Flow | Epsilon,  # what a prediction means
-            noise: Tensor,  # (B, ..., C, H, W) standard normal
-            steps: int = 12,  # of the sampler; one of Heun's takes two model calls (the last takes one)
-            callback=None,  # called after every model call as callback(i, x, x0): progress, pictures
-            sampler: str = 'auto',  # one of `SAMPLERS` for this objective
-            ) -> Tensor:  # like noise: the clean clip
+def denoise(
+    predict,  # (x (B, ..., C, H, W), t (B,)) -> the model's prediction
+    objective: Flow | Epsilon,  # what a prediction means
+    noise: Tensor,  # (B, ..., C, H, W) standard normal
+    steps: int = 12,  # of the sampler; one of Heun's takes two model calls (the last takes one)
+    callback=None,  # called after every model call as callback(i, x, x0): progress, pictures
+    sampler: str = 'auto',  # one of `SAMPLERS` for this objective
+) -> Tensor:  # like noise: the clean clip
     "From noise to clip. Raises ValueError for a sampler that does not fit the objective."
     scheduler = make_scheduler(objective, steps, sampler)
-    levels = 1000 * scheduler.sigmas[:-1] if objective.name == 'flow' else scheduler.timesteps.float()
-    along_velocity = 'prediction_type' not in scheduler.config  # Euler and Heun; the others take the clean clip
+    takes_velocity = 'prediction_type' not in scheduler.config  # Euler and Heun; the others take the clean clip
+    levels = 1000*scheduler.sigmas[:-1] if objective.name == 'flow' else scheduler.timesteps.float()
     x = noise
     for i, (step, level) in enumerate(zip(scheduler.timesteps, levels.tolist())):
         t = x.new_full((len(x),), min(level, 999.9))
         x0 = objective.to_x0(predict(x, t), x, t)
-        output = (x - x0) * (1000 / level) if along_velocity else x0
+        output = (x - x0)*(1000/level) if takes_velocity else x0
         x = scheduler.step(output, step, x).prev_sample
         if callback: callback(i, x, x0)
     return x
 
-# %% ../nbs/06_sample.ipynb #951876c4
-def guided(model,  # called as model(x, t, condition)
-           cond,  # with text: a tensor of B rows, or a tuple of such
-           null,  # without text: the same
-           guidance: float,  # 1: the model as it is
-           interval: tuple = (0, 1000),  # lowest and highest noise level t with guidance
-           rescale: float = 0.,  # 0..1: share of the excess contrast that is taken back
-           ):  # -> predict(x (B, ..., C, H, W), t (B,) all at one level)
-    "Predict with the condition and without it, in one batch, and exaggerate the difference (Ho and Salimans 2021)."
-    both = _concat(cond, null)
+# %% ../nbs/06_sample.ipynb #018-06
+def guided(
+    model,  # called as model(x, t, condition)
+    cond,  # with text: a tensor of B rows, or a tuple of such
+    null,  # without text: the same
+    guidance: float,  # 1: the model as it is
+    interval: tuple = (0, 1000),  # lowest and highest noise level t with guidance
+    rescale: float = 0.,  # 0..1: share of the excess contrast that is taken back
+):  # -> predict(x (B, ..., C, H, W), t (B,) all at one level)
+    "Predict with the condition and without it, in one batch, and exaggerate the difference."
+    both = tuple(map(torch.cat, zip(cond, null))) if isinstance(cond, tuple) else torch.cat([cond, null])
     low, high = interval
-    always = low <= 0 and high >= 1000
 
     def predict(x, t):
-        if guidance == 1 or not (always or low <= t[0].item() <= high): return model(x, t, cond).float()
+        if guidance == 1 or not _inside(t, low, high):
+            return model(x, t, cond).float()
         out = model(torch.cat([x, x]), torch.cat([t, t]), both).float()
         with_text, without = out.chunk(2)
         out = torch.lerp(without, with_text, guidance)
         return _rescaled(out, with_text, rescale, x.shape[-3]) if rescale else out
     return predict
 
+# %% ../nbs/06_sample.ipynb #inside-06
+def _inside(t: Tensor, low: float, high: float) -> bool:
+    "Is the level of a batch in the interval? Where the interval is all of it, t is not fetched from the GPU."
+    return low <= 0 and high >= 1000 or low <= t[0].item() <= high
 
-def _concat(a, b):  # tensors, or tuples of tensors
-    if isinstance(a, tuple): return tuple(torch.cat(pair) for pair in zip(a, b))
-    return torch.cat([a, b])
-
-# %% ../nbs/06_sample.ipynb #c8b345f3
-def _rescaled(out: Tensor,  # (B, ..., C or 2C, H, W) the guided prediction
-              with_text: Tensor,  # its shape: the prediction with text
-              amount: float,  # 0 leaves `out`, 1 gives it the standard deviation of `with_text`
-              channels: int,  # C: the variance behind them is left alone
-              ) -> Tensor:  # like out
+# %% ../nbs/06_sample.ipynb #rescale-06
+def _rescaled(
+    out: Tensor,  # (B, ..., C or 2C, H, W) the guided prediction
+    with_text: Tensor,  # its shape: the prediction with text
+    amount: float,  # 0 leaves `out`, 1 gives it the standard deviation of `with_text`
+    channels: int,  # C: the variance behind them is left alone
+) -> Tensor:  # like out
     "Take back contrast that guidance added (Lin et al. 2023, equations 14 to 16), clip by clip."
     prediction, variance = out.split([channels, out.shape[-3] - channels], -3)
     wanted = with_text[..., :channels, :, :].flatten(1).std(1)
-    ratio = wanted / prediction.flatten(1).std(1)
-    prediction = prediction * expand_as_batch(1 + amount * (ratio - 1), prediction)
+    ratio = wanted/prediction.flatten(1).std(1)
+    prediction = prediction*expand_as_batch(1 + amount*(ratio - 1), prediction)
     return torch.cat([prediction, variance], -3)
 
-# %% ../nbs/06_sample.ipynb #107b00d7
-def noise_for_clips(shape,  # of one clip
-                    indices,  # numbers of the clips
-                    seed: int,
-                    device='cpu',
-                    ) -> Tensor:  # (len(indices), *shape)
+# %% ../nbs/06_sample.ipynb #020-06
+def noise_for_clips(
+    shape,  # of one clip
+    indices,  # numbers of the clips
+    seed: int,
+    device='cpu',
+) -> Tensor:  # (len(indices), *shape)
     "Each clip's noise is a function of (seed, its number) alone, so batches and devices do not matter."
     return torch.stack([_noise(shape, seed, i) for i in indices]).to(device)
 
 
 def _noise(shape, seed: int, i: int) -> Tensor:
     state = np.random.SeedSequence([seed, i]).generate_state(1)[0]
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state)))
+    generator = torch.Generator().manual_seed(int(state))
+    return torch.randn(shape, generator=generator)
 
-# %% ../nbs/06_sample.ipynb #3aca7f9d
-def to_uint8(x: Tensor,  # (..., C, H, W) in [-1, 1]
-             ) -> np.ndarray:  # uint8 (..., H, W, C)
-    "Pixels to look at. Raises ValueError for non-finite ones: a cast would show them as black."
+# %% ../nbs/06_sample.ipynb #028-06
+def to_uint8(
+    x: Tensor,  # (..., C, H, W) in [-1, 1]
+) -> np.ndarray:  # uint8 (..., H, W, C)
+    "Pixels to look at. Raises ValueError for non-finite ones."
     if not x.isfinite().all():
         raise ValueError('the model put out NaN or Inf: the checkpoint is damaged or training diverged')
-    x = x.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return x.to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    x = x.float().clamp(-1, 1)
+    x = x.add(1).mul(127.5).round().to(torch.uint8)
+    return x.movedim(-3, -1).cpu().numpy()
 
-
-def pixel_decoder(model: DiT,  # its configuration names a `vae`, or it works on pixels
-                  chunk: int | None = None,  # frames decoded at a time; None: 16
-                  ):  # a function: (N, T, C, h, w) as the model samples it -> uint8 (N, T, H, W, 3)
+# %% ../nbs/06_sample.ipynb #decoder-06
+def pixel_decoder(
+    model: DiT,  # its configuration names a `vae`, or it works on pixels
+    chunk: int | None = None,  # frames decoded at a time; None: 16
+):  # a function: (N, T, C, h, w) as the model samples it -> uint8 (N, T, H, W, 3)
     "How a model's clips become pixels. Raises ValueError for latents without an autoencoder."
-    if not model.config.vae:
-        if model.channels == 3: return to_uint8
+    name = model.config.vae
+    if not name and model.channels == 3:
+        return to_uint8
+    if not name:
         raise ValueError(f'the model works on latents of {model.channels} channels, but its configuration names no '
                          'autoencoder: set model.config.vae to a folder or a name on the hub')
-    vae = load_vae(model.config.vae, model.pos_embed.device)
+    vae = load_vae(name, model.pos_embed.device)
 
     def decode(x):
-        return np.concatenate([to_uint8(decode_latents(clip, vae, chunk or 16)) for clip in x.split(1)])
+        clips = [decode_latents(clip, vae, chunk or 16) for clip in x.split(1)]
+        return np.concatenate([to_uint8(clip) for clip in clips])
     return decode
 
-# %% ../nbs/06_sample.ipynb #de92c4cc
-def check_text(text: str,
-               alphabet: str,  # '': the model takes anything
-               ) -> str:  # in the alphabet's case
+# %% ../nbs/06_sample.ipynb #032-06
+def check_text(
+    text: str,
+    alphabet: str,  # '': the model takes anything
+) -> str:  # in the alphabet's case
     "Raises ValueError naming a character that the model cannot spell."
-    if not alphabet: return text
+    if not alphabet:
+        return text
     text = upper(text, alphabet)
-    unknown = next((ch for ch in text if ch not in alphabet), None)
-    if unknown is not None:
-        raise ValueError(f'{unknown!r} in {text!r} cannot be spelled by this model; its alphabet is {alphabet}')
+    for ch in text:
+        if ch not in alphabet:
+            raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {alphabet}')
     return text
 
 
-def clip_frames(config: ModelConfig,
-                text: str,
-                ) -> int:
+def clip_frames(config: ModelConfig, text: str) -> int:
     "Frames of a text's clip: what its letters need, and without letters the model's own number."
-    if text and config.alphabet: return frames_needed(check_text(text, config.alphabet))
-    return config.frames
+    if not text or not config.alphabet:
+        return config.frames
+    return frames_needed(check_text(text, config.alphabet))
 
-# %% ../nbs/06_sample.ipynb #9dcc92d5
-def _plan_batches(made: list[int],  # frames that each clip is made with
-                  batch: int,  # clips at a time
-                  ) -> list:  # (frames, numbers of the clips)
-    "Clips of one length are made together, the shortest first."
+# %% ../nbs/06_sample.ipynb #plan-06
+def _plan_batches(
+    made: list[int],  # frames that each clip is made with
+    batch: int,  # clips at a time
+) -> list[tuple]:  # (frames, numbers of the clips)
+    "Batches of clips of one length, the shortest first."
     plan = []
     for frames in sorted(set(made)):
         alike = [i for i, other in enumerate(made) if other == frames]
-        plan += [(frames, alike[at:at + batch]) for at in range(0, len(alike), batch)]
+        for start in range(0, len(alike), batch):
+            plan.append((frames, alike[start:start + batch]))
     return plan
 
 
-def _pad_to_longest(clips: list,  # uint8 (T, H, W, 3) each
-                    ) -> np.ndarray:  # uint8 (N, longest T, H, W, 3)
-    "Shorter clips hold their last frame."
-    longest = max(map(len, clips))
-    return np.stack([np.pad(c, ((0, longest - len(c)), (0, 0), (0, 0), (0, 0)), mode='edge') for c in clips])
+def _pad_to_longest(clips: list) -> np.ndarray:  # uint8 (T, H, W, 3) each -> (N, longest T, H, W, 3)
+    longest = max(len(clip) for clip in clips)
+    padded = []
+    for clip in clips:
+        missing = longest - len(clip)
+        padded.append(np.pad(clip, [(0, missing), (0, 0), (0, 0), (0, 0)], mode='edge'))
+    return np.stack(padded)
 
-# %% ../nbs/06_sample.ipynb #ea8c0f58
+# %% ../nbs/06_sample.ipynb #033-06
+def _forward_function(
+    model: VideoDiT,
+    precision: str,  # auto, bf16, fp32
+    frame_chunk: int | None,
+    compile: bool,
+):  # -> forward(x, t, text): a tensor of its own at each call
+    "The model's forward pass, as fast as the device allows."
+    device = model.pos_embed.device
+    bf16 = pick_precision(precision, device) == 'bf16'
+    if device.type == 'cuda':
+        fuse(model)
+    if compile:
+        compile_blocks(model)
+
+    def forward(x, t, text):
+        with autocast_bf16(device, bf16):
+            return model(x, t, text, frame_chunk=frame_chunk)
+    if device.type != 'cuda': return forward
+    graph = CUDAGraph(forward)
+    return lambda *args: graph(*args).clone()
+
+# %% ../nbs/06_sample.ipynb #check-06
 def _check_request(model, texts, frames, seed, guidance, batch) -> None:
-    "Raise ValueError for what cannot be generated."
     if not isinstance(model, VideoDiT):
         raise ValueError('this is an image model: it has no text to sign; `generate_images` paints its letters')
     if isinstance(texts, str) or not texts:
@@ -223,83 +266,69 @@ def _check_request(model, texts, frames, seed, guidance, batch) -> None:
     if batch < 1 or frames is not None and frames < 1:
         raise ValueError(f'frames is {frames} and batch {batch}: at least 1 is needed of both')
 
-
-def _forward_function(model, precision: str, frame_chunk: int | None, compile: bool):  # -> forward(x, t, text)
-    "The model's forward pass, as fast as the device allows."
-    device = model.pos_embed.device
-    bf16 = pick_precision(precision, device) == 'bf16'
-    gpu = device.type == 'cuda'
-    if gpu: fuse(model)
-    if compile: compile_blocks(model)
-
-    def forward(x, t, text):
-        with autocast_bf16(device, bf16):
-            return model(x, t, text, frame_chunk=frame_chunk)
-    return _graphed(forward) if gpu else forward
-
-
-def _graphed(forward):
-    "A forward pass as a CUDA graph for each shape of its arguments; each prediction is a tensor of its own."
-    graph = CUDAGraph(forward)
-    return lambda *args: graph(*args).clone()
-
-# %% ../nbs/06_sample.ipynb #e225489b
-def _encode_texts(model, texts: list[str]) -> tuple:  # with text, without text: each (features, mask) of B rows
-    "Both conditions of guidance from one pass of the text encoder."
-    features, mask = model.encode(texts + [''] * len(texts))
-    cond, null = zip(features.chunk(2), mask.chunk(2))
-    return cond, null
-
-
+# %% ../nbs/06_sample.ipynb #progress-06
 class _Progress:
     "Counts model calls over all batches, for a bar and for the caller."
 
-    def __init__(self, total: int, show: bool, callback):
-        self.total, self.callback = total, callback
+    def __init__(self, total: int, callback, show: bool):
+        self.total = total
+        self.callback = callback
         self.bar = tqdm(total=total, desc='sampling', disable=not show)
         self.done = 0
 
     def __call__(self, i, x, x0):  # as `denoise` calls it
         self.done += 1
         self.bar.update()
-        if self.callback: self.callback(self.done, self.total, x0)
+        if self.callback:
+            self.callback(self.done, self.total, x0)
 
-# %% ../nbs/06_sample.ipynb #db1abadc
+# %% ../nbs/06_sample.ipynb #encode-06
+def _encode_texts(
+    model: VideoDiT,
+    texts: list[str],  # B
+) -> tuple:  # with text, without: each (features (B, M, E), mask (B, M))
+    "Both conditions of guidance, from one pass of the text encoder."
+    features, mask = model.encode(texts + ['']*len(texts))
+    cond, null = zip(features.chunk(2), mask.chunk(2))
+    return cond, null
+
+# %% ../nbs/06_sample.ipynb #generate-06
 @torch.no_grad()
-def generate(model: VideoDiT,
-             texts: list[str],  # what to sign, one clip each
-             frames: int | None = None,  # T of all clips; default: each as long as its text needs (`clip_frames`)
-             steps: int = 12,  # of the sampler
-             guidance: float = 2.0,  # 1: the model as it is
-             seed: int = 0,  # same seed, same bytes
-             sampler: str = 'auto',  # one of `SAMPLERS` for the model's objective
-             interval: tuple = (0, 1000),  # noise levels with guidance
-             rescale: float = 0.,  # 0..1: share of guidance's excess contrast that is taken back
-             frame_chunk: int | None = None,  # frames at a time: memory, never values
-             batch: int = 32,  # clips at a time
-             precision: str = 'auto',  # of the model: auto, bf16, fp32; the sampler's own arithmetic is fp32 always
-             callback=None,  # called after every model call as callback(done, total, x0 (b, T, C, H, W)), over all batches
-             on_clip=None,  # called with each finished clip as on_clip(i, clip (T, H, W, 3)); i: its place in `texts`
-             progress: bool = False,  # show a bar
-             compile: bool = False,  # the model: a minute for each length (give `frames`), pays on a GPU for hundreds of clips
-             ) -> np.ndarray:  # uint8 (N, T, H, W, 3)
-    "Texts become clips. Raises ValueError for a text that the model cannot spell, settings that do not fit it, and NaN."
+def generate(
+    model: VideoDiT,
+    texts: list[str],  # what to sign, one clip each
+    frames: int | None = None,  # T of all clips; default: each as long as its text needs, see `clip_frames`
+    steps: int = 12,  # of the sampler
+    guidance: float = 2.0,  # 1: the model as it is
+    seed: int = 0,  # same seed, same bytes
+    sampler: str = 'auto',  # one of `SAMPLERS` for the model's objective
+    interval: tuple = (0, 1000),  # noise levels with guidance
+    rescale: float = 0.,  # 0..1: share of guidance's excess contrast that is taken back
+    frame_chunk: int | None = None,  # frames at a time: memory, never values
+    batch: int = 32,  # clips at a time
+    precision: str = 'auto',  # of the model: auto, bf16, fp32; the sampler's own arithmetic is fp32 always
+    callback=None,  # called after every model call as callback(done, total, x0 (b, T, C, H, W)), over all batches
+    on_clip=None,  # called with each clip when its batch is done, as on_clip(i, clip (T, H, W, 3)); texts[i]
+    progress: bool = False,  # show a bar
+    compile: bool = False,  # a minute for each length (give `frames`); pays on a GPU for hundreds of clips
+) -> np.ndarray:  # uint8 (N, T, H, W, 3)
+    "Texts become clips. Raises ValueError for a text that cannot be spelled, settings that do not fit, and NaN."
     _check_request(model, texts, frames, seed, guidance, batch)
-    config, device = model.config, model.pos_embed.device
+    config = model.config
     texts = [check_text(text, config.alphabet) for text in texts]
     lengths = [frames or clip_frames(config, text) for text in texts]
-    made = lengths if frames else [max(T, config.frames) for T in lengths]  # a shorter clip than training's is torn at its end
-    plan = _plan_batches(made, batch)
+    plan = _plan_batches([frames or max(T, config.frames) for T in lengths], batch)
     objective = get_objective(config.objective_name, model.learn_sigma)
     calls = len(make_scheduler(objective, steps, sampler).timesteps)
     to_pixels = pixel_decoder(model, frame_chunk)
     forward = _forward_function(model, precision, frame_chunk, compile)
-    report = _Progress(calls * len(plan), progress, callback)
-    clips = [None] * len(texts)
+    report = _Progress(calls*len(plan), callback, progress)
+    clips = [None]*len(texts)
     for T, indices in plan:
         cond, null = _encode_texts(model, [texts[i] for i in indices])
         predict = guided(forward, cond, null, guidance, interval, rescale)
-        noise = noise_for_clips((T, model.channels, model.size, model.size), indices, seed, device)
+        clip_shape = (T, model.channels, model.size, model.size)
+        noise = noise_for_clips(clip_shape, indices, seed, model.pos_embed.device)
         x0 = denoise(predict, objective, noise, steps, report, sampler)
         for i, clip in zip(indices, to_pixels(x0)):
             clips[i] = clip[:lengths[i]]
@@ -307,40 +336,45 @@ def generate(model: VideoDiT,
     report.bar.close()
     return _pad_to_longest(clips)
 
-# %% ../nbs/06_sample.ipynb #5c800831
+# %% ../nbs/06_sample.ipynb #034-06
 @torch.no_grad()
-def generate_images(model: DiT,
-                    labels: Tensor,  # (B,) classes
-                    steps: int = 12,  # of the sampler
-                    guidance: float = 2.0,  # 1: the model as it is
-                    seed: int = 0,
-                    ) -> np.ndarray:  # uint8 (B, H, W, 3)
+def generate_images(
+    model: DiT,
+    labels: Tensor,  # (B,) classes
+    steps: int = 12,  # of the sampler
+    guidance: float = 2.0,  # 1: the model as it is
+    seed: int = 0,
+) -> np.ndarray:  # uint8 (B, H, W, 3)
     "Images of the given classes: what the image stage has learned."
     device = model.pos_embed.device
     labels = labels.to(device)
     null = torch.full_like(labels, model.classes)
     objective = get_objective(model.config.objective_name, model.learn_sigma)
-    noise = noise_for_clips((model.channels, model.size, model.size), range(len(labels)), seed, device)
     to_pixels = pixel_decoder(model)
+    shape = (model.channels, model.size, model.size)
+    noise = noise_for_clips(shape, range(len(labels)), seed, device)
     images = denoise(guided(model, labels, null, guidance), objective, noise, steps)
     return to_pixels(images[:, None])[:, 0]
 
-# %% ../nbs/06_sample.ipynb #b06becef
+# %% ../nbs/06_sample.ipynb #044-06
 def mediapy_with_ffmpeg():
-    "mediapy, with the ffmpeg program that comes with imageio-ffmpeg."
+    "The module mediapy, set to the ffmpeg program of imageio-ffmpeg."
     import imageio_ffmpeg
     import mediapy
     mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())
     return mediapy
 
-
-def show(clips: np.ndarray,  # uint8 (N, T, H, W, 3), or (T, H, W, 3) for one
-         texts=None,  # titles
-         fps: float = 12,  # frames a second
-         height: int = 192,  # pixels on the page
-         columns: int = 4,
-         ) -> None:
+# %% ../nbs/06_sample.ipynb #show-def-06
+def show(
+    clips: np.ndarray,  # uint8 (N, T, H, W, 3), or (T, H, W, 3) for one
+    texts=None,  # titles
+    fps: float = 12,  # frames a second
+    height: int = 192,  # pixels on the page
+    columns: int = 4,
+) -> None:
     "Play clips inline."
-    if clips.ndim == 4: clips = clips[None]
+    if clips.ndim == 4:
+        clips = clips[None]
     titles = None if texts is None else list(texts)
-    mediapy_with_ffmpeg().show_videos(list(clips), titles=titles, fps=fps, height=height, columns=columns, codec='h264')
+    mediapy = mediapy_with_ffmpeg()
+    mediapy.show_videos(list(clips), titles=titles, fps=fps, height=height, columns=columns, codec='h264')
