@@ -24,7 +24,9 @@ from .video import TextAttention, TimeAttention, VideoBlock, checkpointed, over_
 
 if find_spec('triton'):  # comes with PyTorch on Linux
     from text2sign.adaln import add_norm, bias_gelu
-    from text2sign.attention import patch_attention, self_attention, text_attention
+    from text2sign.attention import self_attention
+    from text2sign.patch_attention import patch_attention
+    from text2sign.text_attention import text_attention
 
 # %% ../nbs/01e_fuse.ipynb #deferred-01
 class DeferredResidual(NamedTuple):
