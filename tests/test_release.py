@@ -1,10 +1,11 @@
 """What ships does what it says: with a model deaf to its text, or a reader that cannot read, these fail."""
 import hashlib
 
-from text2sign.corpus import spell, splits
-from text2sign.evaluate import cer, load_readers
+from text2sign.checkpoint import load_model
+from text2sign.evaluate import cer
+from text2sign.reader import load_readers
 from text2sign.sample import generate
-from text2sign.surgery import load
+from text2sign.words import spell, splits
 
 LISTS = splits()
 
@@ -16,9 +17,9 @@ def test_words_are_those_of_the_shipped_model():
 
 def test_shipped_model_spells():
     words = [w for w in LISTS['unseen'] if len(w) >= 4][:6]
-    made, real, readers = generate(load('fs-ase'), words, steps=8), spell(words, frames=32, cache=False, progress=False).frames, load_readers()
-    assert len({r.config['kind'] for r in readers}) == 2
+    made, reference, readers = generate(load_model('fs-ase'), words, steps=8), spell(words, frames=32, cache=False, progress=False).frames, load_readers()
+    assert len({r.config.kind for r in readers}) == 2
     for reader in readers:
-        assert cer(reader.read(real), words) <= 0.05
-        read = reader.read(made)
+        assert cer(reader.transcribe(reference), words) <= 0.05
+        read = reader.transcribe(made)
         assert cer(read, words) <= 0.15 and cer(read, words[1:] + words[:1]) >= 0.6, read
