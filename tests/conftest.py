@@ -1,15 +1,32 @@
-"""`pytest --slow` and `pytest --cuda` also run the notebook cells flagged `#| slow` (minutes, gigabytes) and `#| cuda` (a GPU)."""
+"""`pytest -m quick` is for between two edits; `pytest --slow` and `pytest --cuda` run more than plain `pytest` does."""
 import os
 
 import pytest
 import torch
 
-if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')     # kernels are tested in Triton's interpreter; it asks once, when it is imported
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')      # kernels run in Triton's interpreter, which is chosen at import
 
 
 def pytest_addoption(parser):
-    parser.addoption('--slow', action='store_true', help='also run cells flagged slow: minutes, and up to 8 GB of memory')
-    parser.addoption('--cuda', action='store_true', help='also run cells flagged cuda: need a GPU')
+    parser.addoption('--slow', action='store_true', help='also what needs minutes, and up to 8 GB of memory')
+    parser.addoption('--cuda', action='store_true', help='also what needs a GPU')
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'quick: all of them together take less than two minutes')
+    config.addinivalue_line('markers', 'slow: only under --slow or --cuda')
+    config.addinivalue_line('markers', 'cuda: only under --cuda')
+    if config.getoption('--slow'): os.environ['TEXT2SIGN_SLOW'] = '1'      # what cells flagged slow look at
+
+
+def pytest_collection_modifyitems(config, items):
+    slow, cuda = config.getoption('--slow'), config.getoption('--cuda')
+    for item in items:
+        if 'slow' in item.keywords and not (slow or cuda):
+            item.add_marker(pytest.mark.skip(reason='takes minutes: pytest --slow, or --cuda'))
+        if 'cuda' in item.keywords and not cuda:
+            item.add_marker(pytest.mark.skip(reason='needs a GPU: pytest --cuda'))
 
 
 @pytest.fixture(autouse=True)

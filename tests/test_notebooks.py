@@ -5,9 +5,19 @@ import pytest
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_notebook
 
+NBS = Path(__file__).parent.parent/'nbs'
+NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
+QUICK = ('00_core', '00a_clips', '00d_words', '01_dit', '02_checkpoint', '04_diffusion', '05f_settings', '06a_export')
 
-@pytest.mark.parametrize('path', sorted((Path(__file__).parent.parent/'nbs').glob('*.ipynb')), ids=lambda p: p.stem)
+
+def case(path):
+    name = str(path.relative_to(NBS).with_suffix(''))
+    return pytest.param(path, id=name, marks=pytest.mark.quick if name in QUICK else ())
+
+
+@pytest.mark.parametrize('path', map(case, NOTEBOOKS))
 def test_notebook(path, request):
-    skip = [f for f in get_config().tst_flags.split() if not (f in ('slow', 'cuda') and request.config.getoption(f'--{f}'))]
+    wanted = [flag for flag in ('slow', 'cuda') if request.config.getoption(f'--{flag}')]
+    skip = [flag for flag in get_config().tst_flags.split() if flag not in wanted]
     passed, _ = run_notebook(path, skip_flags=skip)
     assert passed, f'{path.name} failed: the traceback is above'

@@ -22,35 +22,37 @@ from fastcore.basics import patch
 from .core import checkpoint_dirs, pick_device, workspace
 
 # %% ../nbs/09_panel.ipynb #007-09
-def model_label(path:Path, # of a checkpoint
-                config, # its `ModelConfig`
-               ) -> str: # 'fs-ase (hand, 64 px)'; a run's file has the run's name
+def model_label(path: Path,  # of a checkpoint
+                config,  # its `ModelConfig`
+               ) -> str:  # 'fs-ase (hand, 64 px)'; a run's file has the run's name
     "A checkpoint's name with what it was trained to show."
     name = path.parent.name if path.stem == 'video' else path.stem
     return f'{name} ({config.crop or "own videos"}, {config.size} px)'
 
-def _model_files(folder:Path) -> list[Path]:
+def _model_files(folder: Path) -> list[Path]:
     "Checkpoints in a folder, and those of the runs in it; `latest` is a second name and left out."
     runs = [path for path in sorted(folder.glob('*/video.safetensors')) if not path.parent.is_symlink()]
     return sorted(folder.glob('*.safetensors')) + runs
 
 # %% ../nbs/09_panel.ipynb #list-models-09
-def list_models(folder:str|Path|None=None, # None: every folder in which a name is looked up
-               ) -> dict[str, Path]: # label -> file; what cannot be read comes last
+def list_models(folder: str | Path | None = None,  # None: every folder in which a name is looked up
+               ) -> dict[str, Path]:  # label -> file; what cannot be read comes last
     "The video models there are, without loading their weights."
     from text2sign.checkpoint import read_config
+    from text2sign.dit import ModelConfig
     found, broken = {}, {}
     for place in [Path(folder)] if folder else checkpoint_dirs():
         for path in _model_files(place):
-            try: config = read_config(path)
+            try:
+                config = read_config(path)
+                if config.get('kind') == 'VideoDiT':
+                    found.setdefault(model_label(path, ModelConfig.from_dict(config)), path)
             except ValueError: broken[f'{path.relative_to(place)} (cannot be read)'] = path
-            else:
-                if getattr(config, 'kind', '') == 'VideoDiT': found.setdefault(model_label(path, config), path)
     return found | broken
 
 # %% ../nbs/09_panel.ipynb #011-09
-def load_video(name:str|Path, # as `find_checkpoint` takes it
-               device='cpu'): # -> `VideoDiT`, in evaluation mode
+def load_video(name: str | Path,  # as `find_checkpoint` takes it
+               device='cpu'):  # -> `VideoDiT`, in evaluation mode
     "A video model by its name or path. Raises FileNotFoundError, or ValueError for a model that makes no videos."
     from text2sign.checkpoint import find_checkpoint, load_model
     from text2sign.video import VideoDiT
@@ -62,9 +64,9 @@ def load_video(name:str|Path, # as `find_checkpoint` takes it
     return model
 
 # %% ../nbs/09_panel.ipynb #too-long-09
-def length_warning(config, # `ModelConfig`: of it, `max_letters`; 0: not known
-                   texts:list[str],
-                  ) -> str: # '' where no text is longer than the words of training
+def length_warning(config,  # `ModelConfig`: of it, `max_letters`; 0: not known
+                   texts: list[str],
+                  ) -> str:  # '' where no text is longer than the words of training
     "One line about texts that are longer than any word of training."
     longest = config.max_letters
     long = [text for text in texts if longest and len(text) > longest]
@@ -73,27 +75,27 @@ def length_warning(config, # `ModelConfig`: of it, `max_letters`; 0: not known
     return f'{names}: longer than any word of training ({longest} letters), so expect wrong letters'
 
 # %% ../nbs/09_panel.ipynb #014-09
-def image_tag(frame:np.ndarray, # uint8 (H, W, 3)
-              height:int, # pixels on the page
-             ) -> str: # HTML
+def image_tag(frame: np.ndarray,  # uint8 (H, W, 3)
+              height: int,  # pixels on the page
+             ) -> str:  # HTML
     "An image that is inside the page (JPEG)."
     import cv2
     _, jpeg = cv2.imencode('.jpg', frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     data = base64.b64encode(jpeg).decode()
     return f'<img src="data:image/jpeg;base64,{data}" style="height:{height}px;max-width:100%">'
 
-def video_tag(clip:np.ndarray, # uint8 (T, H, W, 3)
-              fps:float=12, # frames a second
-              height:int=208, # pixels on the page
-             ) -> str: # HTML
+def video_tag(clip: np.ndarray,  # uint8 (T, H, W, 3)
+              fps: float = 12,  # frames a second
+              height: int = 208,  # pixels on the page
+             ) -> str:  # HTML
     "A clip that is inside the page: it plays by itself, again and again."
     from text2sign.sample import mediapy_with_ffmpeg
     return mediapy_with_ffmpeg().show_video(clip, fps=fps, height=height, codec='h264', return_html=True)
 
 # %% ../nbs/09_panel.ipynb #read-letters-09
-def read_letters(clip:np.ndarray, # uint8 (T, H, W, 3)
-                 reader, # `Reader`
-                ) -> tuple[list[str], str]: # a letter for each frame, '·' for a transition; the word
+def read_letters(clip: np.ndarray,  # uint8 (T, H, W, 3)
+                 reader,  # `Reader`
+                ) -> tuple[list[str], str]:  # a letter for each frame, '·' for a transition; the word
     "What the reader finds in each frame, and the word that follows from it."
     from text2sign.evaluate import collapse_labels
     labels = reader.frame_labels(clip[None])[0]
@@ -102,16 +104,16 @@ def read_letters(clip:np.ndarray, # uint8 (T, H, W, 3)
     return [names[k] for k in labels], collapse_labels(labels, alphabet, reader.config.least)
 
 # %% ../nbs/09_panel.ipynb #016-09
-def _reading(word:str, text:str) -> str: # HTML
+def _reading(word: str, text: str) -> str:  # HTML
     "The word that was read, and the one asked for where that is another."
     said = f'The reader sees <b>{html.escape(word) or "no letter"}</b>'
     return said if word == text.upper() else f'{said}, asked for was <b>{html.escape(text.upper())}</b>'
 
-def letters_tag(clip:np.ndarray, # uint8 (T, H, W, 3)
-                reader, # `Reader`, or None
-                text:str='', # what was asked for
-                height:int=44, # of a frame, pixels
-               ) -> str: # HTML
+def letters_tag(clip: np.ndarray,  # uint8 (T, H, W, 3)
+                reader,  # `Reader`, or None
+                text: str = '',  # what was asked for
+                height: int = 44,  # of a frame, pixels
+               ) -> str:  # HTML
     "Every frame with the letter that the reader finds in it, and the word that they spell."
     letters, said = ['']*len(clip), 'No reader here to say which letters it sees: reader-conv.safetensors is missing'
     if reader is not None:
@@ -129,8 +131,8 @@ def _ipywidgets():
     except ImportError: raise ImportError("the panel needs ipywidgets: pip install 'text2sign[notebook]'") from None
     return ipywidgets
 
-def setting_widgets(choices:dict, # label -> checkpoint
-                   ) -> dict: # name -> widget, for each of `KEYS`
+def setting_widgets(choices: dict,  # label -> checkpoint
+                   ) -> dict:  # name -> widget, for each of `KEYS`
     "The widgets of one setting."
     w = _ipywidgets()
     wide = dict(layout=w.Layout(width='24em'), style=dict(description_width='6em'))
@@ -146,9 +148,9 @@ def setting_widgets(choices:dict, # label -> checkpoint
 class Panel:
     "What `panel()` shows (`.box`), and what a click does."
     def __init__(self,
-                 model='fs-ase', # name of a checkpoint or run, path, or loaded `VideoDiT`
-                 reader=None, # `Reader` or its path; None: reader-conv where it is there
-                 folder:str|Path|None=None): # where checkpoints are; None: where names are looked up
+                 model='fs-ase',  # name of a checkpoint or run, path, or loaded `VideoDiT`
+                 reader=None,  # `Reader` or its path; None: reader-conv where it is there
+                 folder: str | Path | None = None):  # where checkpoints are; None: where names are looked up
         self.folders = [Path(folder)] if folder else checkpoint_dirs()
         self.folder = folder
         self.loaded = {}                        # path -> (time of the file, model)
@@ -165,7 +167,7 @@ class Panel:
 
 # %% ../nbs/09_panel.ipynb #make-widgets-09
 @patch
-def make_widgets(self:Panel) -> None:
+def make_widgets(self: Panel) -> None:
     "Everything but the settings."
     w = _ipywidgets()
     self.go = w.Button(description='Generate', button_style='primary')
@@ -182,7 +184,7 @@ def make_widgets(self:Panel) -> None:
 
 # %% ../nbs/09_panel.ipynb #load-reader-09
 @patch
-def load_reader(self:Panel, reader): # `Reader`, its path, or None: the one in the folder -> `Reader` or None
+def load_reader(self: Panel, reader):  # `Reader`, its path, or None: the one in the folder -> `Reader` or None
     "The reader whose letters stand under the frames."
     from text2sign.reader import load_reader
     if reader is not None and not isinstance(reader, (str, Path)): return reader
@@ -193,9 +195,9 @@ def load_reader(self:Panel, reader): # `Reader`, its path, or None: the one in t
 
 # %% ../nbs/09_panel.ipynb #choices-09
 @patch
-def choices(self:Panel, model) -> dict: # label -> path or loaded model; the one asked for comes first
+def choices(self: Panel, model) -> dict:  # label -> path or loaded model; the one asked for comes first
     "What the menu of checkpoints offers."
-    from text2sign.checkpoint import find_checkpoint, read_config
+    from text2sign.checkpoint import find_checkpoint
     found = list_models(self.folder)
     if not isinstance(model, (str, Path)): return {model_label(Path('model given'), model.config): model} | found
     try: path = find_checkpoint(Path(self.folder)/model if self.folder else model)
@@ -203,11 +205,11 @@ def choices(self:Panel, model) -> dict: # label -> path or loaded model; the one
         self.status(e, error=True)
         return found
     same = {label: file for label, file in found.items() if file.resolve() == path.resolve()}
-    return (same or {model_label(path, read_config(path)): path}) | found
+    return (same or {path.name: path}) | found
 
 # %% ../nbs/09_panel.ipynb #022-09
 @patch
-def model(self:Panel, choice): # a value of the menu -> `VideoDiT`, in evaluation mode
+def model(self: Panel, choice):  # a value of the menu -> `VideoDiT`, in evaluation mode
     "The model of a setting, loaded if it is not yet, or if its file has changed since."
     if choice is None: raise FileNotFoundError(f'no video model in {self.folders[0]}: train one with "text2sign train"')
     if not isinstance(choice, Path): return choice
@@ -219,15 +221,15 @@ def model(self:Panel, choice): # a value of the menu -> `VideoDiT`, in evaluatio
 
 # %% ../nbs/09_panel.ipynb #024-09
 @patch
-def status(self:Panel,
-           message, # a text, or an exception
-           error:bool=False) -> None:
+def status(self: Panel,
+           message,  # a text, or an exception
+           error: bool = False) -> None:
     "Show one line."
     line = (str(message) or type(message).__name__).splitlines()[0]
     self.message.value = f'<span style="color:#b00020">{html.escape(line)}</span>' if error else html.escape(line)
 
 @patch
-def connect(self:Panel) -> None:
+def connect(self: Panel) -> None:
     "Which widget calls what."
     self.go.on_click(lambda _: self.generate())
     self.stop.on_click(lambda _: self.stopping.set())
@@ -237,7 +239,7 @@ def connect(self:Panel) -> None:
 
 # %% ../nbs/09_panel.ipynb #layout-09
 @patch
-def layout(self:Panel) -> None:
+def layout(self: Panel) -> None:
     "Where things stand."
     w = _ipywidgets()
     self.rows = []
@@ -251,8 +253,9 @@ def layout(self:Panel) -> None:
     buttons = w.HBox([self.go, self.stop, self.bar, self.compare])
     self.box = w.VBox([*self.rows, buttons, self.message, self.after])
 
+# %% ../nbs/09_panel.ipynb #toggle-09
 @patch
-def toggle(self:Panel, on:bool) -> None:
+def toggle(self: Panel, on: bool) -> None:
     "Open or close the second setting; it opens as a copy of the first."
     if on:
         for key in KEYS: self.settings[1][key].value = self.settings[0][key].value
@@ -268,12 +271,13 @@ class Sample:
     clip: np.ndarray    # uint8 (T, H, W, 3)
     fps: float
     estimates: list     # for each step eight frames, a Tensor (8, C, h, w)
-    to_pixels: Callable # (1, 8, C, h, w) -> uint8 (1, 8, H, W, 3)
+    to_pixels: Callable  # (1, 8, C, h, w) -> uint8 (1, 8, H, W, 3)
     about: dict         # text, checkpoint, seed, steps, guidance
 
-def _eight_frames(x0, # Tensor (T, C, H, W) in [-1, 1], or latents
-                  side:int=96, # pixels at most
-                 ): # Tensor (8, C, h, w), on the CPU
+# %% ../nbs/09_panel.ipynb #eight-frames-09
+def _eight_frames(x0,  # Tensor (T, C, H, W) in [-1, 1], or latents
+                  side: int = 96,  # pixels at most
+                 ):  # Tensor (8, C, h, w), on the CPU
     "A copy that is cheap to keep."
     import torch
     import torch.nn.functional as F
@@ -283,7 +287,7 @@ def _eight_frames(x0, # Tensor (T, C, H, W) in [-1, 1], or latents
 
 # %% ../nbs/09_panel.ipynb #027-09
 @patch
-def generate(self:Panel) -> None:
+def generate(self: Panel) -> None:
     "What the button does: begin, unless something is running."
     if self.running: return
     chosen = self.settings[:1 + self.compare.value]
@@ -296,7 +300,7 @@ def generate(self:Panel) -> None:
 
 # %% ../nbs/09_panel.ipynb #work-09
 @patch
-def work(self:Panel, asked:list[dict]) -> None: # settings, one or two
+def work(self: Panel, asked: list[dict]) -> None:  # settings, one or two
     "In the thread: make the clips and show them, or say what went wrong."
     try:
         began = time.perf_counter()
@@ -311,18 +315,19 @@ def work(self:Panel, asked:list[dict]) -> None: # settings, one or two
         self.running = self.go.disabled = False
         self.go.description, self.stop.disabled = 'Generate', True
 
+# %% ../nbs/09_panel.ipynb #warnings-09
 @patch
-def warnings(self:Panel, asked:list[dict]) -> list[str]:
+def warnings(self: Panel, asked: list[dict]) -> list[str]:
     "What is to be said of texts that were made all the same, each line once."
     lines = [length_warning(self.model(setting['checkpoint']).config, [setting['text']]) for setting in asked]
     return [line for line in dict.fromkeys(lines) if line]
 
 # %% ../nbs/09_panel.ipynb #028-09
 @patch
-def make(self:Panel,
-         setting:dict, # values of `KEYS`
-         i:int, # the i-th, from 0,
-         n:int, # of n
+def make(self: Panel,
+         setting: dict,  # values of `KEYS`
+         i: int,  # the i-th, from 0,
+         n: int,  # of n
         ) -> Sample:
     "Sample one clip. Raises Stopped, and ValueError for a setting that cannot be used."
     from text2sign.sample import generate, pixel_decoder
@@ -340,12 +345,13 @@ def make(self:Panel,
     return Sample(clip, model.config.fps, estimates, pixel_decoder(model), setting | dict(checkpoint=label))
 
 # %% ../nbs/09_panel.ipynb #030-09
-def slug(text:str) -> str: # '' becomes 'clip'
+def slug(text: str) -> str:  # '' becomes 'clip'
     "A file name for a text."
     return re.sub(r'\W+', '-', text.strip()).strip('-')[:40] or 'clip'
 
+# %% ../nbs/09_panel.ipynb #show-09
 @patch
-def show(self:Panel) -> None:
+def show(self: Panel) -> None:
     "Put the samples on the page, the slider at the last step."
     for widget in self.results + self.estimates: widget.value = ''
     for widget, sample in zip(self.results, self.samples): widget.value = self.describe(sample)
@@ -356,8 +362,9 @@ def show(self:Panel) -> None:
     self.after.layout.display = None
     self.show_step()
 
+# %% ../nbs/09_panel.ipynb #describe-09
 @patch
-def describe(self:Panel, sample:Sample) -> str: # HTML
+def describe(self: Panel, sample: Sample) -> str:  # HTML
     "A clip with its setting above and its letters below."
     a = sample.about
     name = f'<b>{html.escape(a["text"])}</b>, {html.escape(a["checkpoint"])}'
@@ -367,30 +374,31 @@ def describe(self:Panel, sample:Sample) -> str: # HTML
 
 # %% ../nbs/09_panel.ipynb #show-step-09
 @patch
-def estimate(self:Panel,
-             i:int, # of the i-th sample, from 0,
-             step:int, # after a step, from 1
-            ) -> np.ndarray: # uint8 (8, H, W, 3)
+def estimate(self: Panel,
+             i: int,  # of the i-th sample, from 0,
+             step: int,  # after a step, from 1
+            ) -> np.ndarray:  # uint8 (8, H, W, 3)
     "Eight frames of the clip that the model expected then."
     sample = self.samples[i]
     return sample.to_pixels(sample.estimates[step-1][None])[0]
 
 @patch
-def show_step(self:Panel) -> None:
+def show_step(self: Panel) -> None:
     "The estimate at the slider's step, with its number."
     from text2sign.clips import strip
     for i, sample in enumerate(self.samples):
         total = len(sample.estimates)
         step = min(self.slider.value, total)
         image = image_tag(strip(self.estimate(i, step)), 64)
-        self.estimates[i].value = f'<div style="line-height:1.5">The estimate after step {step} of {total}:<br>{image}</div>'
+        title = f'The estimate after step {step} of {total}:'
+        self.estimates[i].value = f'<div style="line-height:1.5">{title}<br>{image}</div>'
 
 # %% ../nbs/09_panel.ipynb #032-09
-def _numbered(path:Path, n:int) -> list[Path]: # cab.mp4 -> [cab-1.mp4, cab-2.mp4]
+def _numbered(path: Path, n: int) -> list[Path]:  # cab.mp4 -> [cab-1.mp4, cab-2.mp4]
     return [path.with_stem(f'{path.stem}-{k + 1}') for k in range(n)] if n > 1 else [path]
 
 @patch
-def save(self:Panel, folder:str|Path|None=None) -> None: # None: outputs/ of the workspace
+def save(self: Panel, folder: str | Path | None = None) -> None:  # None: outputs/ of the workspace
     "What the other button does: write what is shown, or say why not."
     from text2sign.export import save_clip
     try:
@@ -406,9 +414,9 @@ def save(self:Panel, folder:str|Path|None=None) -> None: # None: outputs/ of the
         self.status(e, error=True)
 
 # %% ../nbs/09_panel.ipynb #034-09
-def panel(model='fs-ase', # name of a checkpoint or run, path, or loaded `VideoDiT`
-          reader=None, # `Reader` or its path; None: reader-conv where it is there
-          folder:str|Path|None=None, # where checkpoints are; None: where names are looked up
-         ): # an ipywidgets box
-    "A panel for JupyterLab: text in, clip out, a reader's letters, the denoising step by step, two settings side by side."
+def panel(model='fs-ase',  # name of a checkpoint or run, path, or loaded `VideoDiT`
+          reader=None,  # `Reader` or its path; None: reader-conv where it is there
+          folder: str | Path | None = None,  # where checkpoints are; None: where names are looked up
+         ):  # an ipywidgets box
+    "A panel for JupyterLab: a text, its clip, a reader's letters, the denoising step by step; two settings to compare."
     return Panel(model, reader, folder).box
