@@ -63,13 +63,15 @@ def word_lists(settings: Settings,
                ) -> tuple[dict, dict]:  # lists: train, unseen; words and max_letters that they were drawn with
     "Words to train on and words to judge by; they share none. Raises ValueError where one list would be empty."
     known = config if config and config.words and config.language == settings.data else None
-    drawn = dict(words=(known or settings).words, max_letters=(known or settings).max_letters)
-    test = 500 if drawn['words'] >= 500 else 16
-    lists = splits(seed=0, train=drawn['words'], test=test, max_letters=drawn['max_letters'], language=settings.data)
+    source = known or settings
+    drawn = dict(words=source.words, max_letters=source.max_letters)
+    test = 500 if source.words >= 500 else 16
+    lists = splits(seed=0, train=source.words, test=test, max_letters=source.max_letters, language=settings.data)
     if known:
         longest = min(settings.max_letters, known.max_letters)
         short = [word for word in lists['train'] if len(word) <= settings.max_letters]
-        lists = dict(train=short[:settings.words], unseen=[w for w in lists['unseen'] if len(w) == longest])
+        unseen = [word for word in lists['unseen'] if len(word) == longest]
+        lists = dict(train=short[:settings.words], unseen=unseen)
     if not lists['train'] or not lists['unseen']:
         raise ValueError(f'max_letters={settings.max_letters}: {settings.pretrained} was made for words of 2 to '
                          f'{drawn["max_letters"]} letters')
@@ -103,8 +105,8 @@ def _own_data(settings: Settings, path) -> TrainingData:
     from text2sign.videos import read_videos, split
     if path.suffix.lower() == '.npz': clips = Clips.load(path)
     else: clips = read_videos(path, frames=settings.frames, size=settings.size, fps=settings.fps, fit=settings.framing)
-    pixels = clips.frames.dtype == np.uint8
-    check_data(clips.frames, clips.names, limits=(-1., 1.) if pixels else (-np.inf, np.inf))
+    limit = 1. if clips.frames.dtype == np.uint8 else np.inf
+    check_data(clips.frames, clips.names, limits=(-limit, limit))
     train, val = split(clips, 0.1, settings.seed)
     _no_score(settings)
     return TrainingData(train, val, {})
@@ -119,9 +121,11 @@ def prepare_data(settings: Settings,
     if settings.vae:
         from text2sign.latents import encode_clips
         device = pick_device(settings.device)
-        data.clips, data.val = (encode_clips(clips, settings.vae, device=device) for clips in (data.clips, data.val))
-    data.about |= dict(alphabet=data.clips.alphabet, language=data.clips.language, fps=data.clips.fps,
-                       frames=data.frames, vae=data.clips.vae)
+        data.clips = encode_clips(data.clips, settings.vae, device=device)
+        data.val = encode_clips(data.val, settings.vae, device=device)
+    clips = data.clips
+    data.about |= dict(alphabet=clips.alphabet, language=clips.language, fps=clips.fps, frames=data.frames,
+                       vae=clips.vae)
     return data
 
 # %% ../nbs/05g_prepare.ipynb #shape-05g
@@ -133,23 +137,26 @@ def model_shape(settings: Settings, data: TrainingData, weights: dict,  # to sta
                 ) -> dict:  # the arguments of `DiT`
     "Raises ValueError for settings that contradict the checkpoint, or that no model can have."
     shape = {name: getattr(settings, setting) for name, setting in _SHAPE.items()}
-    shape |= dict(size=data.size, channels=data.clips.frames.shape[-1], classes=len(data.clips.alphabet) + 1,
-                  learn_sigma=False, qk_norm=True)
-    if weights: shape |= _pretrained_shape(settings, weights, config, keep_classes=not data.clips.alphabet)
-    check_shape(*(shape[name] for name in ('size', 'patch', 'width', 'heads')))
+    channels = data.clips.frames.shape[-1]
+    letters = len(data.clips.alphabet)
+    shape |= dict(size=data.size, channels=channels, classes=letters + 1, learn_sigma=False, qk_norm=True)
+    if weights: shape |= _pretrained_shape(settings, weights, config, keep_classes=not letters)
+    check_shape(shape['size'], shape['patch'], shape['width'], shape['heads'])
     return shape
 
 # %% ../nbs/05g_prepare.ipynb #pretrained-shape-05g
 def _pretrained_shape(settings: Settings, weights: dict, config: ModelConfig | None, keep_classes: bool) -> dict:
     theirs = config.to_dict() if config else shape_of(weights)
-    given = {name: getattr(settings, setting) for name, setting in _SHAPE.items()
-             if getattr(settings, setting) != getattr(Settings, setting)}
-    if not config: theirs = theirs | {name: value for name, value in given.items() if name == 'heads'}
+    chosen = {name: getattr(settings, setting) for name, setting in _SHAPE.items()}
+    defaults = {name: getattr(Settings, setting) for name, setting in _SHAPE.items()}
+    given = {name: value for name, value in chosen.items() if value != defaults[name]}
+    free = ['patch'] if config else ['patch', 'heads']
+    theirs |= {name: given[name] for name in free if name in given}
     differ = [f'{name}={value}, the checkpoint has {theirs[name]}' for name, value in given.items()
-              if name != 'patch' and value != theirs[name]]
+              if value != theirs[name]]
     if differ: raise ValueError(f'{"; ".join(differ)}: leave it out')
     kept = ['patch', 'width', 'depth', 'heads', 'learn_sigma', 'qk_norm'] + ['classes'] * keep_classes
-    return {name: theirs[name] for name in kept} | {name: value for name, value in given.items() if name == 'patch'}
+    return {name: theirs[name] for name in kept}
 
 # %% ../nbs/05g_prepare.ipynb #branches-05g
 def branch_shape(settings: Settings,
@@ -182,9 +189,10 @@ def preview(model: DiT,
         texts = data.val.texts[:3]
         return list(zip(texts, generate(model, texts, frames=data.frames, steps=10)))
     letters = data.clips.alphabet[:6]
+    captions = letters or ['any']
     classes = torch.arange(1, len(letters) + 1) if letters else torch.tensor([model.classes])
-    images = generate_images(model, classes, steps=10)
-    return [(caption, image[None]) for caption, image in zip(letters or ['any'], images)]
+    images = generate_images(model, classes, steps=10)      # (N, H, W, 3)
+    return list(zip(captions, images[:, None]))
 
 # %% ../nbs/05g_prepare.ipynb #score-05g
 def read_back(frames,  # uint8 (N, T, H, W, 3)
@@ -196,8 +204,8 @@ def read_back(frames,  # uint8 (N, T, H, W, 3)
     from text2sign.reader import load_readers
     first, second = (reader.transcribe(frames) for reader in load_readers(device=device))
     shuffled = words[1:] + words[:1]
-    return dict(cer=cer(first, words), cer_second=cer(second, words), cer_shuffled=cer(first, shuffled),
-                word_accuracy=word_accuracy(first, words))
+    scores = dict(cer=cer(first, words), cer_second=cer(second, words))
+    return scores | dict(cer_shuffled=cer(first, shuffled), word_accuracy=word_accuracy(first, words))
 
 # %% ../nbs/05g_prepare.ipynb #score-model-05g
 def score(model: DiT,
@@ -223,9 +231,12 @@ def score_table(history: list[dict],  # of the video stage
     "The first and the last score of a run, beside reference clips of the same words."
     scored = [row for row in history if 'cer' in row]
     if not scored: return {}
-    about = data.about
-    clips = spell(data.words, data.frames, settings.size, about['crop'], settings.seed + 2, about['language'],
-                  look=about['look'], progress=False)
-    rows = dict(before=scored[0], after=scored[-1])
-    rows['reference clips'] = read_back(clips.frames, clips.texts, pick_device(settings.device))
-    return {name: {column: row[key] for key, column in _COLUMNS.items() if key in row} for name, row in rows.items()}
+    clips = spell(data.words, data.frames, settings.size, settings.crop, settings.seed + 2, settings.data,
+                  look=settings.look, progress=False)
+    reference = read_back(clips.frames, clips.texts, pick_device(settings.device))
+    rows = {'before': scored[0], 'after': scored[-1], 'reference clips': reference}
+    return {name: _in_words(row) for name, row in rows.items()}
+
+
+def _in_words(row: dict) -> dict:  # column -> number
+    return {column: row[key] for key, column in _COLUMNS.items() if key in row}
