@@ -149,9 +149,10 @@ def _check_norms(norms: dict) -> Check:  # 'norm of PART' -> number
 def _check_losses(losses: list) -> Check:
     first, last = losses[0], losses[-1]
     best = min(losses)
+    figures = f'loss {first:.3f} to {best:.3f} at best, {last:.3f} at last'
     change = 'raise' if last < 1.1*first else 'lower'
     return Check(
-        f'one batch, {len(losses)} steps', f'loss {first:.3f} to {best:.3f} at best, {last:.3f} at last', best < 0.9*first,
+        f'one batch, {len(losses)} steps', figures, best < 0.9*first,
         normal='falls by a tenth at least',
         otherwise=f'{change} the learning rate; check that data and objective fit each other',
     )

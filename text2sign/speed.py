@@ -197,12 +197,12 @@ def _check_launch(job, processes: int, args: tuple) -> None:
     if gpus and processes > gpus:
         raise ValueError(f'processes={processes}, but this machine has {gpus} GPU{"s"*(gpus > 1)}')
     name = getattr(job, '__qualname__', repr(job))
-    interactive = not hasattr(sys.modules['__main__'], '__file__')  # what is defined here has no file to import it from
-    if '<' in name or getattr(job, '__module__', '') == '__main__' and interactive:
-        raise ValueError(f'{name} cannot be imported by another process: put it into a module')
+    in_notebook = not hasattr(sys.modules['__main__'], '__file__')  # which no other process can import
+    if in_notebook and job.__module__ == '__main__':
+        raise ValueError(f'{name} cannot run in another process: it is defined here, put it into a module')
     try: pickle.dumps((job, args))
     except (pickle.PicklingError, AttributeError, TypeError) as e:
-        raise ValueError(f'{name} and its arguments must be such as pickle takes: {e}') from None
+        raise ValueError(f'{name} cannot run in another process: {e}') from None
 
 # %% ../nbs/05c_speed.ipynb #c-sigterm
 @contextmanager

@@ -135,8 +135,7 @@ def lr_at(self: Recipe, step: int) -> float:
     "The learning rate of a step, from 0: a linear warm-up, then half a cosine down (Loshchilov and Hutter, 2017)."
     warmup = min(self.warmup, max(1, self.steps//10))
     rise = min(1., (step + 1)/warmup)
-    done = step/self.steps
-    cosine = (1 + math.cos(math.pi*done))/2
+    cosine = (1 + math.cos(math.pi*(step/self.steps)))/2
     return self.lr*rise*(self.min_lr_ratio + (1 - self.min_lr_ratio)*cosine)
 
 # %% ../nbs/05b_trainer.ipynb #b-groups
@@ -181,8 +180,7 @@ def rank(self: Trainer) -> int:
     return self.accelerator.process_index if self.accelerator else 0
 
 @patch(as_prop=True)
-def world(self: Trainer) -> int:
-    "How many processes there are."
+def world(self: Trainer) -> int:  # how many processes there are
     return self.accelerator.num_processes if self.accelerator else 1
 
 # %% ../nbs/05b_trainer.ipynb #b-loss
