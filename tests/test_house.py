@@ -72,9 +72,11 @@ def test_data_and_sampling_import_no_training(module):
 
 
 def test_no_private_names_across_rooms():
+    "Parts of one room (one number) may share helpers."
     for module, tree in TREES.items():
         for node in ast.walk(tree):
-            if not isinstance(node, ast.ImportFrom) or not node.level: continue
+            if not isinstance(node, ast.ImportFrom) or not node.level or node.module not in ROOMS: continue
+            if ROOMS[module][:2] == ROOMS[node.module][:2]: continue
             assert not [alias.name for alias in node.names if alias.name.startswith('_')], (module, node.module)
 
 
@@ -102,7 +104,9 @@ def test_no_magic(module):
     assert not [node for node in calls if node.func.id in ('globals', 'exec', 'eval')]
     assert not imported(ast.walk(TREES[module])) & {'papermill', 'nbformat', 'nbclient', 'nbconvert', 'cloudpickle'}
     for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.ExceptHandler): assert not all(isinstance(line, ast.Pass) for line in node.body)
+        silent = isinstance(node, ast.ExceptHandler) and all(isinstance(line, ast.Pass) for line in node.body)
+        if not silent: continue
+        assert node.type and getattr(node.type, 'id', '') not in ('Exception', 'BaseException'), node.lineno
 
 
 @pytest.mark.parametrize('module', ROOMS)
