@@ -139,7 +139,7 @@ def read_checkpoint(
         raise
     except Exception as e:
         raise ValueError(f'{path} {_why_unreadable(e)}') from None
-    return _find_tensors(found, path), config
+    return _find_tensors(found, path, foreign=not config), config
 
 # %% ../nbs/02_checkpoint.ipynb #why-02c
 def _why_unreadable(e: Exception) -> str:
@@ -190,6 +190,7 @@ _CONTAINERS = ('ema', 'model', 'state_dict')
 def _find_tensors(
     found,  # what a file held
     path,   # for the errors
+    foreign: bool,  # not written by `save_tensors`
 ) -> dict:  # name -> tensor
     "The table of tensors in what a training code has saved, under bare names. Raises ValueError where there is none."
     if isinstance(found, dict):
@@ -198,7 +199,7 @@ def _find_tensors(
     if not _is_table(found):
         raise ValueError(f'{path} holds no table of tensors: '
                          'expected weights at the top or under ema, model or state_dict')
-    names = _bare_names(found)
+    names = _bare_names(found, foreign)
     if twice := _twice(names):
         raise ValueError(f'{path} holds two tensors under one name once wrappers are taken off: {", ".join(twice)}')
     return {names[key]: tensor for key, tensor in found.items()}
@@ -222,10 +223,10 @@ _WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module')
 _PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'model.', 'net.')
 
 
-def _bare_names(names) -> dict[str, str]:  # name in the file -> name in a model
-    "Take off wrappers anywhere in a name, and prefixes that all names share."
+def _bare_names(names, foreign: bool) -> dict[str, str]:  # name in the file -> name in a model
+    "Take off wrappers anywhere in a name, and prefixes that all names of a foreign file share."
     bare = {name: _unwrapped(name) for name in names}
-    while prefix := _shared_prefix(bare.values()):
+    while foreign and (prefix := _shared_prefix(bare.values())):
         bare = {name: b.removeprefix(prefix) for name, b in bare.items()}
     return bare
 
