@@ -173,15 +173,17 @@ def fit(trainer: Trainer,
         ) -> list[dict]:  # the history: a row each `log_every` steps
     """Train until the recipe's steps or the minutes are over. Raises NonFinite after too many bad steps in a row,
     FileExistsError for the folder of another run, ValueError naming settings that fit where memory runs out."""
+    # validate
     cadence = Cadence(trainer.recipe.steps, **cadence)
     _check_folder(trainer, Path(folder), stage)
     # set up
     log = _Log(trainer, batches, val_loss, stage, cadence, preview, score, callbacks)
     _compile(trainer, batches, stage)
     first, total = trainer.rank == 0, cadence.total
-    # begin, or go on
+    # resume: a trainer that has steps behind it goes on
     if first and trainer.step == 0: log.write(dict(step=0), evaluate=True)
     if first and trainer.step == total: trainer.save(folder, stage, cadence.keep)   # killed within its last save?
+    # loop
     trainer.model.train()
     clock = log.start()
     with interruptible() as interrupted:
@@ -375,7 +377,7 @@ def train(settings: Settings,
             stage.alphabet = config['alphabet']
         scores = score_table(histories.get('video', []), stage.data, settings)
         result = TrainResult(folder, settings, stage.data, histories, checks, scores, time.perf_counter() - began)
-        print(f'{format_time(result.seconds)} in all; sample from {result.checkpoint}', flush=True)
+        print(f'{format_time(result.seconds)} in all: {result.checkpoint.relative_to(home)}', flush=True)
     return result
 
 # %% ../nbs/05h_fit.ipynb #run-stage-05h
