@@ -123,7 +123,7 @@ def _alarm_val_loss(history: list[dict]) -> str:
     return ('the validation loss is not a number: check the held-out clips (check_data), '
             'then the weights (first_nonfinite)')
 
-
+# %% ../nbs/05d_monitor.ipynb #alarm-stuck-05d
 def _alarm_stuck(history: list[dict]) -> str:
     "After 200 steps a healthy model is at least 2 % below its first validation loss."
     losses = [row['val_loss'] for row in history if 'val_loss' in row]
@@ -198,12 +198,14 @@ class ConsoleLogger:
         self.pace = pace
         self.shown_alarms = set()
 
-    def __call__(self, stage: str, row: dict, shown: dict) -> None:
-        left = self.pace(row['step'])
-        print(format_log(stage, row, self.unit, self.total, left), flush=True)
-        for kind, message in alarms(self.history).items():
-            if kind not in self.shown_alarms: print(f'alarm: {message}', flush=True)
-            self.shown_alarms.add(kind)
+# %% ../nbs/05d_monitor.ipynb #console-call-05d
+@patch
+def __call__(self: ConsoleLogger, stage: str, row: dict, shown: dict) -> None:
+    left = self.pace(row['step'])
+    print(format_log(stage, row, self.unit, self.total, left), flush=True)
+    for kind, message in alarms(self.history).items():
+        if kind not in self.shown_alarms: print(f'alarm: {message}', flush=True)
+        self.shown_alarms.add(kind)
 
 # %% ../nbs/05d_monitor.ipynb #gif-05d
 def _gif(clips,  # uint8 (T, H, W, 3) each, of equal shape

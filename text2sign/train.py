@@ -53,8 +53,19 @@ class _Log:
         peak = trainer.world * peak_matmul_flops(trainer.device, trainer.recipe.precision)
         self.mfu_per_item = _flops_per_item(trainer, self.batches) / peak
 
-    def left(self, step: int) -> float:  # seconds
-        return self.clock.left(step) if self.clock else 0.
+# %% ../nbs/05h_fit.ipynb #log-left-05h
+@patch
+def left(self: _Log, step: int) -> float:  # seconds
+    return self.clock.left(step) if self.clock else 0.
+
+
+@patch
+def start(self: _Log) -> Clock:
+    "The clock of this call; seconds of the calls before it count on."
+    history = self.trainer.history
+    spent = history[-1].get('seconds', 0.) if history else 0.
+    self.clock = Clock(self.cadence, self.trainer.step, spent)
+    return self.clock
 
 # %% ../nbs/05h_fit.ipynb #flops-05h
 def _flops_per_item(trainer: Trainer, batches: Batches) -> float:
@@ -82,15 +93,6 @@ def measure(self: _Log,
     return row if memory is None else row | dict(memory=memory)
 
 # %% ../nbs/05h_fit.ipynb #write-05h
-@patch
-def start(self: _Log) -> Clock:
-    "The clock of this call; seconds of the calls before it count on."
-    history = self.trainer.history
-    spent = history[-1].get('seconds', 0.) if history else 0.
-    self.clock = Clock(self.cadence, self.trainer.step, spent)
-    return self.clock
-
-
 @patch
 def write(self: _Log,
           row: dict,  # as it was measured
@@ -260,23 +262,24 @@ def announce(self: Stage, trainer: Trainer, batches: Batches, report: Report) ->
 
 # %% ../nbs/05h_fit.ipynb #stage-callbacks-05h
 @patch
-def make_callbacks(self: Stage, trainer: Trainer) -> dict:  # preview, score, callbacks: arguments of `fit`
-    "How the model is looked at, and where that goes: TensorBoard, strips in the folder, a notebook."
-    if trainer.rank: return {}
+def make_callbacks(self: Stage, trainer: Trainer) -> list:
+    "TensorBoard, the preview strips, and what a notebook shows."
+    if trainer.rank: return []
+    board = TensorBoardLogger(self.logs / self.name, trainer.step, self.data.clips.fps)
+    inline = notebook_callbacks(self.name, trainer.history) if trainer.world == 1 else []
+    return [board, StripWriter(self.folder), *inline]
+
+# %% ../nbs/05h_fit.ipynb #stage-arguments-05h
+@patch
+def arguments(self: Stage) -> dict:
+    "What `fit` does at its log steps, and when they are."
     settings = self.settings
 
     def preview_data(model): return preview(model, self.data)
     def score_data(model): return score(model, self.data, settings.score_steps, max(16, settings.batch))
-    board = TensorBoardLogger(self.logs / self.name, trainer.step, self.data.clips.fps)
-    inline = notebook_callbacks(self.name, trainer.history) if trainer.world == 1 else []
-    return dict(preview=preview_data if self.data.viewable else None, score=score_data,
-                callbacks=[board, StripWriter(self.folder), *inline])
-
-
-@patch(as_prop=True)
-def cadence(self: Stage) -> dict:  # arguments of `fit`
     names = ('log_every', 'sample_every', 'save_minutes', 'keep')
-    return {name: getattr(self.settings, name) for name in names} | dict(minutes=self.minutes)
+    cadence = {name: getattr(settings, name) for name in names}
+    return cadence | dict(minutes=self.minutes, preview=preview_data if self.data.viewable else None, score=score_data)
 
 # %% ../nbs/05h_fit.ipynb #check-model-05h
 @patch
@@ -308,7 +311,8 @@ def train_stage(stage: Stage,
     if trainer.rank == 0: stage.announce(trainer, batches, report)
     if list_checkpoints(stage.folder, stage.name): trainer.resume(stage.folder, stage.name)
     checks = stage.check_model(trainer, batches)
-    fit(trainer, batches, val_loss, stage.folder, stage.name, **stage.make_callbacks(trainer), **stage.cadence)
+    callbacks = stage.make_callbacks(trainer)
+    fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **stage.arguments())
     return checks
 
 # %% ../nbs/05h_fit.ipynb #in-process-05h
@@ -328,18 +332,21 @@ class TrainResult:
     scores: dict  # before, after, reference clips -> column -> number; {} where nothing was scored
     seconds: float
 
-    @property
-    def stage(self) -> str:  # the last one that was trained
-        return list(self.histories)[-1]
+# %% ../nbs/05h_fit.ipynb #result-properties-05h
+@patch(as_prop=True)
+def stage(self: TrainResult) -> str:  # the last one that was trained
+    return list(self.histories)[-1]
 
-    @property
-    def checkpoint(self) -> Path:  # what one samples from
-        return self.folder / f'{self.stage}.safetensors'
 
-    @property
-    def finished(self) -> bool:
-        last = self.settings.stages[-1]
-        return self.stage == last and _is_done(self.settings, last, self.histories)
+@patch(as_prop=True)
+def checkpoint(self: TrainResult) -> Path:  # what one samples from
+    return self.folder / f'{self.stage}.safetensors'
+
+
+@patch(as_prop=True)
+def finished(self: TrainResult) -> bool:
+    last = self.settings.stages[-1]
+    return self.stage == last and _is_done(self.settings, last, self.histories)
 
 # %% ../nbs/05h_fit.ipynb #is-done-05h
 def _is_done(settings: Settings, stage: str, histories: dict) -> bool:
