@@ -71,8 +71,9 @@ def _decoder(stream): # of the stream, with transparency
     codec.extradata = stream.codec_context.extradata
     return codec
 
-# %% ../nbs/08_decoding.ipynb #3772bf6c
-def _stated_end(container, stream): # the second at which the header says that the video ends; None where it does not say
+# %% ../nbs/08_decoding.ipynb #485b8c13
+def _stated_end(container, stream): # float, or None
+    "The second at which the header says that the video ends, where it says so."
     if stream.duration: return float((stream.duration + (stream.start_time or 0))*stream.time_base)
     tag = re.fullmatch(r'(\d+):(\d+):([\d.]+)', stream.metadata.get('DURATION', ''))
     if tag: return int(tag[1])*3600 + int(tag[2])*60 + float(tag[3])
@@ -80,16 +81,16 @@ def _stated_end(container, stream): # the second at which the header says that t
         return (container.duration + (container.start_time or 0))/1e6
     return None
 
-def _check_whole(stated, last:float, zero:float) -> None: # seconds: the header's end, the end of the last frame, the start
+def _check_whole(stated, last:float, zero:float) -> None: # seconds: the header's end, the last frame's, the start
     missing = stated - zero - last if stated else 0
     if missing > max(.5, .1*(stated or 0)):
         raise Refused(f'is cut off: {last:.1f} of {stated - zero:.1f} s are there')
 
-# %% ../nbs/08_decoding.ipynb #dbdca0c3
+# %% ../nbs/08_decoding.ipynb #458a443e
 def iter_frames(container,  # an open `av` container
                 start=None, # seconds; None: from the beginning
-               ): # yields (seconds from the container's start, seconds it stays, `av.VideoFrame`), in the order of showing
-    """The frames of a video, from the key frame before `start` on.
+               ): # yields (seconds from the container's start, seconds it stays, `av.VideoFrame`)
+    """The frames of a video in the order of showing, from the key frame before `start` on.
     Raises `Refused` where there is no video, or a frame is damaged or has no time."""
     stream = container.streams.best('video')
     if stream is None: raise Refused('there is no video in it')
@@ -124,10 +125,11 @@ class _Shrink:
             self.shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
         return upright(small_rgb(frame, *self.shape, self.scaler), self.turn)
 
-# %% ../nbs/08_decoding.ipynb #8bc2392c
+# %% ../nbs/08_decoding.ipynb #047fb417
 LONGEST = 60       # seconds of a clip: more than that is not one text
 
-def _between(container, start, end): # yields (seconds, `av.VideoFrame`) of the frames between two seconds, both may be None
+def _between(container, start, end): # yields (seconds, `av.VideoFrame`)
+    "The frames between two seconds, both of which may be None."
     first = stop = None
     for t, stay, frame in iter_frames(container, start):
         stop = t + stay
@@ -160,7 +162,7 @@ def decode_video(path,        # of a video
             times.append(t)
     return np.stack(frames), np.array(times)
 
-# %% ../nbs/08_decoding.ipynb #aef62a36
+# %% ../nbs/08_decoding.ipynb #729a12ca
 def nearest_frames(times, # (F,) seconds
                    want,  # (K,) seconds
                   ) -> np.ndarray: # (K,) indices
@@ -173,7 +175,7 @@ def sample_times(first:float, # seconds
                  frames:int,  # at most so many
                  fps:float,   # frames a second, where they suffice
                 ) -> np.ndarray: # (n,) seconds, 1 <= n <= frames
-    "Every 1/fps from `first` on; or, where that is more than `frames`, the whole stretch evenly: squeezed, none of it lost."
+    "Every 1/fps from `first` on; where that is more than `frames`, the whole stretch evenly: squeezed, nothing lost."
     n = int((last - first)*fps + 1e-6) + 1
     if n <= frames: return first + np.arange(n)/fps
     return np.linspace(first, last, frames)

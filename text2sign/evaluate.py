@@ -164,12 +164,13 @@ def nearest_words(words:list[str],
     "What retrieval would find."
     return [int(edit_distances(w, known).argmin()) for w in words]
 
-# %% ../nbs/07_evaluate.ipynb #4d7b7b74
+# %% ../nbs/07_evaluate.ipynb #25773d5b
 def _one_letter_off(word:str, alphabet:str) -> list[str]:
     places = range(len(word))
     changed = [word[:i] + c + word[i+1:] for i in places for c in alphabet]
     return [w for w in changed if w != word]
 
+# %% ../nbs/07_evaluate.ipynb #e45f4348
 def distractors(word:str,         # the true one
                 others:list[str], # words to choose from, not of the training set
                 k:int,            # candidates, the true one included
@@ -187,7 +188,7 @@ def distractors(word:str,         # the true one
                          'rank among fewer, or give more words')
     return near + far
 
-# %% ../nbs/07_evaluate.ipynb #b5991cb9
+# %% ../nbs/07_evaluate.ipynb #6d226234
 @torch.no_grad()
 def _candidate_losses(model, objective, frames, texts, draws, g, device) -> Tensor: # (len(texts),)
     "Denoising loss of one clip under each of several texts, all with the same noise."
@@ -202,7 +203,7 @@ def _candidate_losses(model, objective, frames, texts, draws, g, device) -> Tens
         prediction = model(objective.add_noise(x0, eps, t), t, [w for w in texts for _ in range(draws)])
     return objective.loss(prediction, x0, eps, t).view(k, draws).mean(1)
 
-# %% ../nbs/07_evaluate.ipynb #1a2fd825
+# %% ../nbs/07_evaluate.ipynb #52f11087
 def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction
           objective,   # of `text2sign.diffusion`
           clips:Clips, # reference clips of unseen words
@@ -226,6 +227,7 @@ def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction
         out.append(int((order == place).nonzero()))
     return np.array(out)
 
+# %% ../nbs/07_evaluate.ipynb #34da0073
 def rank_accuracy(model, objective, clips:Clips, k:int=16,
                   **kwargs, # of `ranks`
                  ) -> float: # share of clips whose true word is ranked first (chance: 1/k)

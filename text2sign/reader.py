@@ -142,7 +142,7 @@ class Reader(nn.Module):
         features = self.eye(frames).unflatten(0, x.shape[:2])
         return self.head(self.time(features))
 
-# %% ../nbs/07a_reader.ipynb #8332ab23
+# %% ../nbs/07a_reader.ipynb #493cd7d0
 @patch
 @torch.no_grad()
 def frame_labels(self:Reader,
@@ -161,6 +161,7 @@ def frame_labels(self:Reader,
     self.train(was_training)
     return torch.cat(out).numpy() if out else np.zeros((0, 0), np.int64)
 
+# %% ../nbs/07a_reader.ipynb #f9b9b444
 @patch
 def transcribe(self:Reader,
                frames,       # uint8 (N,T,H,W,3)
@@ -170,7 +171,7 @@ def transcribe(self:Reader,
     labels = self.frame_labels(frames, batch)
     return [collapse_labels(row, self.config.alphabet, self.config.least) for row in labels]
 
-# %% ../nbs/07a_reader.ipynb #4a93f654
+# %% ../nbs/07a_reader.ipynb #4f9559ee
 def reader_words(n:int=6000, # how many
                  seed:int=0,
                 ) -> list[str]: # upper-case strings of 2 to 6 letters
@@ -180,7 +181,7 @@ def reader_words(n:int=6000, # how many
     _, rude = load_words()
     return random_words(rng, n, 2, 6, set(), rude, taken)
 
-# %% ../nbs/07a_reader.ipynb #04af9521
+# %% ../nbs/07a_reader.ipynb #cb5a468c
 def reader_dataset(words:list[str],
                    alphabet:str,        # in which the labels count
                    size:int,            # pixels a side
@@ -199,7 +200,7 @@ def reader_dataset(words:list[str],
     texts = [text for clips in parts for text in clips.texts]
     return pixels.movedim(-1, 2).contiguous(), index[letters], texts
 
-# %% ../nbs/07a_reader.ipynb #09bf2671
+# %% ../nbs/07a_reader.ipynb #4004500f
 def _uniform(x:Tensor, g:torch.Generator, *shape) -> Tensor: # (B, *shape) in [-1,1], for the B clips of x
     return torch.rand(len(x), *shape, generator=g, device=x.device)*2 - 1
 
@@ -214,7 +215,7 @@ def _warp(x:Tensor, g:torch.Generator) -> Tensor: # (B,T,C,H,W) -> (B,T*C,H,W)
     grid = F.affine_grid(theta, (B, T*C, H, W), align_corners=False)
     return F.grid_sample(x.flatten(1, 2), grid, padding_mode='border', align_corners=False)
 
-# %% ../nbs/07a_reader.ipynb #ef66ddb5
+# %% ../nbs/07a_reader.ipynb #abd96735
 def augment(x:Tensor,          # (B,T,3,H,W) in [0,1]
             g:torch.Generator, # on the device of x
            ) -> Tensor: # same shape
@@ -232,7 +233,7 @@ def augment(x:Tensor,          # (B,T,3,H,W) in [0,1]
     loudness = .05*_uniform(x, g, 1, 1, 1, 1).abs()
     return moved + loudness*torch.randn(moved.shape, generator=g, device=x.device)
 
-# %% ../nbs/07a_reader.ipynb #4512ccce
+# %% ../nbs/07a_reader.ipynb #4c340b7f
 def fit_reader(reader:Reader,
                x:Tensor,      # uint8 (N,T,3,size,size), on the reader's device
                y:Tensor,      # int64 (N,T) labels
@@ -257,7 +258,13 @@ def fit_reader(reader:Reader,
         opt.step()
         schedule.step()
 
-# %% ../nbs/07a_reader.ipynb #81ee880a
+# %% ../nbs/07a_reader.ipynb #d28190b9
+def _seeded_reader(seed:int, *args) -> Reader: # args: of `Reader`
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Reader(*args)
+
+# %% ../nbs/07a_reader.ipynb #f3c89751
 def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed=seed)`
                  kind:str='conv',      # 'conv' or 'points'
                  seed:int=0,           # of words, styles, weights and order
@@ -271,7 +278,7 @@ def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed
                  lr:float=3e-3,        # highest learning rate
                  progress:bool=True,   # show a bar
                 ) -> Reader:
-    "A reader trained on reference clips, everything seeded: on a CPU the same bytes, on a GPU up to the order of its sums."
+    "A reader trained on reference clips, all of it seeded: on a CPU the same bytes, on a GPU up to the order of sums."
     device = torch.device(device or pick_device())
     words = reader_words(seed=seed) if words is None else words
     alphabet = ''.join(sorted(set(''.join(words))))
@@ -284,15 +291,10 @@ def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed
     reader.config.held_out = dict(clips=len(texts), cer=round(error, 4))
     return reader.eval()
 
-def _seeded_reader(seed:int, *args) -> Reader:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Reader(*args)
-
-# %% ../nbs/07a_reader.ipynb #6dca9b57
+# %% ../nbs/07a_reader.ipynb #c234d677
 _CARD = dict(what='reads fingerspelling (ase) of the text2sign mannequin from video frames, to judge generated clips',
-             learned_from='reference clips only: the wide style family, crops hand and bust, words in no list of splits(); '
-                          'no generated clip, no test word',
+             learned_from='reference clips only: the wide style family, crops hand and bust, '
+                          'words in no list of splits(); no generated clip, no test word',
              not_for='people on video, other corpora, fluent fingerspelling; '
                      'it is no measure of how well a person signs')
 
@@ -302,7 +304,7 @@ def save(self:Reader, path) -> Path: # the .safetensors written
     tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in self.state_dict().items()}
     return save_tensors(path, tensors, asdict(self.config) | dict(card=_CARD))
 
-# %% ../nbs/07a_reader.ipynb #44bfa1a9
+# %% ../nbs/07a_reader.ipynb #6db36bca
 def load_reader(path, # that `Reader.save` wrote
                 device='cpu',
                ) -> Reader: # in evaluation mode
@@ -316,7 +318,7 @@ def load_reader(path, # that `Reader.save` wrote
     reader.config = config
     return reader.to(device).eval()
 
-# %% ../nbs/07a_reader.ipynb #3ffc31fc
+# %% ../nbs/07a_reader.ipynb #984a59bc
 def make_readers(folder=None, # None: `checkpoints` of the clone or of the working directory
                  **kwargs,    # of `train_reader`
                 ) -> list[Path]: # the files written

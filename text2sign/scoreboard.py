@@ -17,10 +17,10 @@ from .evaluate import align, bootstrap, cer, edits, is_frozen, motion_ratio, nea
 from .lexicon import frames_needed
 from .words import spell, splits
 
-# %% ../nbs/07b_scoreboard.ipynb #d2ca456d
+# %% ../nbs/07b_scoreboard.ipynb #d38e2754
 def training_words(path, # of a checkpoint
                   ) -> dict: # arguments of `splits`, as training called it
-    "From the checkpoint's configuration, or from the settings of the run it lies in. Raises ValueError where neither says."
+    "From the checkpoint's configuration, or from the settings of its run. Raises ValueError where neither says."
     config = read_config(path)
     run = Path(path).parent/'settings.json'
     if not config.get('words') and run.exists(): config = json.loads(run.read_text())
@@ -28,7 +28,7 @@ def training_words(path, # of a checkpoint
     raise ValueError(f'{path} does not say which words it was trained on, so that none can be called unseen: '
                      'evaluate a model that 05_train has made')
 
-# %% ../nbs/07b_scoreboard.ipynb #83ba47a3
+# %% ../nbs/07b_scoreboard.ipynb #c8dd01b5
 def _word_lists(trained:dict, # arguments of `splits`
                 n:int,        # words of each list
                ) -> tuple: # dict: seen, unseen, bigrams, long; the training words
@@ -41,11 +41,12 @@ def _word_lists(trained:dict, # arguments of `splits`
     for k in ('unseen', 'bigrams', 'long'): out[k] = [w for w in lists[k] if w not in shown][:n]
     return out, known
 
+# %% ../nbs/07b_scoreboard.ipynb #ed297d95
 def reference_clips(config,       # a `ModelConfig`: size, crop, frames and look of the clips
                     trained:dict, # arguments of `splits`, as `training_words` gives them
                     n:int,        # words of each list
-                   ) -> tuple: # dict of Clips: seen, unseen, bigrams, long; Clips of the training words nearest to `unseen`
-    "Reference clips to compare with, in styles that training did not use."
+                   ) -> tuple: # dict of Clips: seen, unseen, bigrams, long; Clips to retrieve from
+    "Reference clips in styles that training did not use; to retrieve from: of the training words nearest to `unseen`."
     lists, known = _word_lists(trained, n)
     frames = max(config.frames, frames_needed('A'*trained['max_letters']))
     def draw(words, seed, frames):
@@ -54,7 +55,7 @@ def reference_clips(config,       # a `ModelConfig`: size, crop, frames and look
     near = sorted({known[i] for i in nearest_words(lists['unseen'], known)})
     return clips, draw(near, 12, frames)
 
-# %% ../nbs/07b_scoreboard.ipynb #b29c19ff
+# %% ../nbs/07b_scoreboard.ipynb #38f92951
 def candidates(generate,     # generate(texts, frames=T) -> uint8 (N,T,H,W,3)
                clips:dict,   # reference clips of the lists: seen, unseen, bigrams, long
                train:Clips,  # reference clips of training words, to retrieve from
@@ -74,7 +75,7 @@ def candidates(generate,     # generate(texts, frames=T) -> uint8 (N,T,H,W,3)
     yield 'shuffled text', 'unseen', spelled, c.texts[1:] + c.texts[:1], c.frames
     yield 'no text', 'unseen', generate(['']*len(c), frames=T), c.texts, c.frames
 
-# %% ../nbs/07b_scoreboard.ipynb #16ac4d9a
+# %% ../nbs/07b_scoreboard.ipynb #a5155bc0
 def score_reader(frames,           # uint8 (N,T,H,W,3)
                  wanted:list[str], # N words
                  readers,          # two
@@ -89,10 +90,10 @@ def score_reader(frames,           # uint8 (N,T,H,W,3)
                frozen=int(is_frozen(frames, reference).sum()))
     return row, first
 
-# %% ../nbs/07b_scoreboard.ipynb #9025cd66
+# %% ../nbs/07b_scoreboard.ipynb #49311433
 def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as `partial(sample.generate, model)` is
                readers,     # two
-               clips:dict,  # reference clips of the lists: seen, unseen, bigrams, long; `unseen` is used for the baselines
+               clips:dict,  # reference clips of the lists: seen, unseen (which the baselines use), bigrams, long
                train:Clips, # reference clips of training words
                renderer,    # like `generate`: the corpus itself, in styles of its own
                kept:dict=None, # receives (frames, what was read, wanted) of each row
@@ -106,7 +107,7 @@ def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as
         if kept is not None: kept[what, k] = frames, read, wanted
     return pd.DataFrame(rows).set_index(['what', 'words'])
 
-# %% ../nbs/07b_scoreboard.ipynb #ff043bd4
+# %% ../nbs/07b_scoreboard.ipynb #76eded14
 def confusion(read:list[str],
               wanted:list[str],
               alphabet:str,
@@ -118,7 +119,7 @@ def confusion(read:list[str],
         for a, b in align(r, w): table.loc[a or '+', b or '-'] += 1
     return table
 
-# %% ../nbs/07b_scoreboard.ipynb #3da4c157
+# %% ../nbs/07b_scoreboard.ipynb #7602b649
 def confusion_map(table, # as `confusion` gives it
                  ): # a plotly figure
     "The share of each wanted letter that was read as another; the mouse shows the counts."
@@ -129,9 +130,10 @@ def confusion_map(table, # as `confusion` gives it
                       hovertemplate='wanted %{y}, read %{x}: %{customdata} (%{z:.0%})<extra></extra>')
     margin = dict(l=40, r=10, t=30, b=40)
     yaxis = dict(title='wanted', autorange='reversed', scaleanchor='x')
-    return go.Figure(map_).update_layout(template='none', width=520, height=480, margin=margin, xaxis_title='read', yaxis=yaxis)
+    fig = go.Figure(map_)
+    return fig.update_layout(template='none', width=520, height=480, margin=margin, xaxis_title='read', yaxis=yaxis)
 
-# %% ../nbs/07b_scoreboard.ipynb #1bd35ba4
+# %% ../nbs/07b_scoreboard.ipynb #ffe62d32
 def worst(frames,           # uint8 (N,T,H,W,3)
           read:list[str],
           wanted:list[str],

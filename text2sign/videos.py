@@ -41,7 +41,7 @@ class Source:
     start: float = None     # seconds into the video; None: its beginning
     end: float = None       # None: its end
 
-# %% ../nbs/08_videos.ipynb #3acc719f
+# %% ../nbs/08_videos.ipynb #05595785
 def _decode_utf8(raw:bytes, what:str) -> str: # `what` it is, for the reason
     try: return raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
@@ -49,7 +49,7 @@ def _decode_utf8(raw:bytes, what:str) -> str: # `what` it is, for the reason
 
 def clean_text(raw # bytes of a file, or a string
               ) -> str: # one line, NFC
-    "What a text file says. Raises `Refused` for text that is empty, not UTF-8 (a byte-order mark is dropped) or no text."
+    "What a text file says, without a byte-order mark. Raises `Refused` for text that is empty, not UTF-8 or no text."
     raw = _decode_utf8(raw, 'its text') if isinstance(raw, bytes) else raw
     text = unicodedata.normalize('NFC', ' '.join(raw.strip('\ufeff').split()))
     if not text: raise Refused('its text is empty')
@@ -93,10 +93,10 @@ def _text_beside(video:Path, videos:list, texts:list) -> str: # Raises `Refused`
     try: return clean_text(texts[0].read_bytes())
     except OSError as e: raise Refused(f'its text cannot be read ({e.strerror})') from None
 
-# %% ../nbs/08_videos.ipynb #9e54449e
+# %% ../nbs/08_videos.ipynb #5ae46628
 def in_folder(folder # with videos and texts of the same names, sub-folders included
              ) -> tuple: # list of `Source`, list of (name, reason)
-    "Pairs of `name.mp4` (or another of SUFFIXES) and `name.txt`. Raises ValueError where there are no videos, or no texts."
+    "Pairs of `name.mp4` (or another of SUFFIXES) and `name.txt`. Raises ValueError where there are no videos or texts."
     folder = Path(folder)
     files = _all_files(folder)
     videos = _group_by_stem([p for p in files if p.suffix.lower() in SUFFIXES], folder)
@@ -135,12 +135,22 @@ def _read_header(path:Path, line:str) -> tuple: # the separator, the names of th
     if twice: raise ValueError(f'{path} has the column {twice[0]} more than once: keep one')
     return separator, names
 
-# %% ../nbs/08_videos.ipynb #ab551bca
+# %% ../nbs/08_videos.ipynb #b54a5dde
 def _text_lines(path:Path) -> io.StringIO: # a stream whose lines end as the csv module wants them
     "Raises ValueError for a table that is not UTF-8."
     try: return io.StringIO(_decode_utf8(path.read_bytes(), str(path)), newline='')
     except Refused as e: raise ValueError(str(e)) from None
 
+def _check_closed(path, first:int, last:int, error) -> None: # the lines that the csv module took for one row
+    if last > first or 'end of data' in str(error):
+        raise ValueError(f'{path}, line {first}: a quote is opened and not closed; '
+                         'close it, or write a quote within a text twice ("")') from None
+
+def _as_dict(names:list, cells:list) -> dict: # column -> cell, '' where there is none; None -> cells too many
+    row = dict.fromkeys(names, '') | dict(zip(names, cells))
+    return row | {None: cells[len(names):]}
+
+# %% ../nbs/08_videos.ipynb #a1acff42
 def _read_rows(path:Path) -> tuple: # list of (line, row as a dict), list of (name, reason), names of the columns
     "The rows of a table. Raises ValueError for one that is not UTF-8, lacks columns, or has an open quote."
     lines = _text_lines(path)
@@ -159,16 +169,7 @@ def _read_rows(path:Path) -> tuple: # list of (line, row as a dict), list of (na
             continue
         if cells: rows.append((line, _as_dict(names, cells)))
 
-def _check_closed(path, first:int, last:int, error) -> None: # the lines that the csv module took for one row
-    if last > first or 'end of data' in str(error):
-        raise ValueError(f'{path}, line {first}: a quote is opened and not closed; '
-                         'close it, or write a quote within a text twice ("")') from None
-
-def _as_dict(names:list, cells:list) -> dict: # column -> cell, '' where there is none; None -> cells too many
-    row = dict.fromkeys(names, '') | dict(zip(names, cells))
-    return row | {None: cells[len(names):]}
-
-# %% ../nbs/08_videos.ipynb #8b0308c9
+# %% ../nbs/08_videos.ipynb #fba1467c
 def _seconds(row:dict, key:str): # float, or None for an empty cell
     raw = row.get(key, '').strip()
     if not raw: return None
@@ -187,7 +188,7 @@ def _find_file(folder:Path, name:str) -> Path: # Raises `Refused`
     if not at.is_file(): raise Refused('no such file')
     return at
 
-# %% ../nbs/08_videos.ipynb #f418c03e
+# %% ../nbs/08_videos.ipynb #864ea0b4
 def _from_row(folder:Path,
               row:dict,    # column -> cell
               signed:bool, # do other rows name a signer?
@@ -204,7 +205,7 @@ def _from_row(folder:Path,
     cut = '' if start is None and end is None else f'[{start or 0:g}-{"" if end is None else format(end, "g")}]'
     return Source(path, clean_text(row['text']), name + cut, signer, start, end)
 
-# %% ../nbs/08_videos.ipynb #bc15a0c6
+# %% ../nbs/08_videos.ipynb #cc2f9580
 def _without_repeats(found:list, # of (line, `Source`)
                     ) -> tuple: # list of `Source`, list of (name, reason)
     "Each clip once."
@@ -220,9 +221,10 @@ def _without_repeats(found:list, # of (line, `Source`)
         problems += [(f'line {line}: {s.name}', reason) for line, s in group[agree:]]
     return [kept[line] for line in sorted(kept)], problems
 
-# %% ../nbs/08_videos.ipynb #24c9d0e7
+# %% ../nbs/08_videos.ipynb #26917a50
 def _unknown_columns(names:list[str]) -> list[str]: # a sentence for each
-    return [f'column {c!r} is unknown and not used{nearest_name(c, _COLUMNS)}' for c in names if c and c not in _COLUMNS]
+    unknown = [c for c in names if c and c not in _COLUMNS]
+    return [f'column {c!r} is unknown and not used{nearest_name(c, _COLUMNS)}' for c in unknown]
 
 def in_csv(path # a table, UTF-8, with the columns path, text and if known signer, start, end (seconds)
           ) -> tuple: # list of `Source`, list of (name, reason), list of notes about the table
@@ -239,7 +241,7 @@ def in_csv(path # a table, UTF-8, with the columns path, text and if known signe
     sources, repeats = _without_repeats(found)
     return sources, problems + repeats, _unknown_columns(names)
 
-# %% ../nbs/08_videos.ipynb #af31e281
+# %% ../nbs/08_videos.ipynb #81ad7ca1
 @dataclass
 class ReadReport:
     "What became of the files; `str` of it is the table that `read_videos` prints."
@@ -256,7 +258,7 @@ class ReadReport:
         wide = max((len(str(name)) for name, _ in self.problems), default=0)
         return '\n'.join(out + [f'  {name:{wide}}  {reason}' for name, reason in self.problems])
 
-# %% ../nbs/08_videos.ipynb #458a54d0
+# %% ../nbs/08_videos.ipynb #e473ae8f
 @patch
 def _count(self:ReadReport) -> str:
     out = f'{self.kept} of {self.kept + len(self.problems)} clips read'
@@ -277,7 +279,7 @@ def _squeezed(self:ReadReport) -> list[str]: # a sentence, or none
     return [f'{long} last longer than {self.frames} frames at {self.fps:g} fps and play faster, up to {faster:.1f} x: '
             f'frames={frames} or fps={fps:g} holds them all at their own speed']
 
-# %% ../nbs/08_videos.ipynb #bf58deda
+# %% ../nbs/08_videos.ipynb #9f14c0d9
 def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # as in `read_videos`
     "One clip: uint8 (frames,size,size,3), its valid frames, seconds of motion. Raises `Refused`."
     import av
@@ -295,7 +297,7 @@ def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # 
     held = np.minimum(np.arange(frames), len(clip) - 1)
     return clip[held], len(clip), float(last - first)
 
-# %% ../nbs/08_videos.ipynb #e3eff9af
+# %% ../nbs/08_videos.ipynb #3d225715
 def _read_or_refuse(source:Source, settings:dict): # what `_read_clip` gives, or `Refused`
     try: return _read_clip(source, **settings)
     except Refused as e: return e
@@ -307,9 +309,9 @@ def _read_all(sources, workers, progress, settings): # yields what `_read_or_ref
         yield from tqdm(results, total=len(sources), desc='reading videos', mininterval=2, disable=not progress)
     finally: pool.shutdown(cancel_futures=True)
 
-# %% ../nbs/08_videos.ipynb #f81a3c21
-def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tuple: # `Clips` (None without a good clip), `ReadReport`
-    "Read all sources into one array."
+# %% ../nbs/08_videos.ipynb #2cb38699
+def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tuple: # `Clips` or None, `ReadReport`
+    "Read all sources into one array; None without a good clip."
     frames, size, fps = (settings[k] for k in ('frames', 'size', 'fps'))
     out = np.empty((len(sources), frames, size, size, 3), np.uint8)
     kept, lengths, seconds, problems = [], [], [], list(problems)
@@ -328,7 +330,7 @@ def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tu
                   signers=signers if any(signers) else None)
     return clips, report
 
-# %% ../nbs/08_videos.ipynb #d2d1faaa
+# %% ../nbs/08_videos.ipynb #c145f451
 def _cache_path(sources, problems, settings:dict) -> Path: # of the clips
     rows = []
     for s in sources:
@@ -343,20 +345,21 @@ def _load_kept(path:Path): # `Clips` and `ReadReport`, or None where both are no
     if not (path.exists() and note.exists()): return None
     return Clips.load(path), ReadReport(**json.loads(note.read_text()))
 
-# %% ../nbs/08_videos.ipynb #a1848226
+# %% ../nbs/08_videos.ipynb #335999cd
 def _keep(path:Path, clips:Clips, report:ReadReport) -> None:
     try:
         with atomic_path(path.with_suffix('.json')) as part: part.write_text(json.dumps(asdict(report)))
         clips.save(path)                                 # last, so that no set is without its report
     except OSError as e:
-        warnings.warn(f'the clips could not be kept in {path.parent} ({e.strerror or e}): next time they are read again')
+        why = e.strerror or e
+        warnings.warn(f'the clips could not be kept in {path.parent} ({why}): next time they are read again')
 
 def _check_settings(frames, size, fps, fit, at) -> None: # ValueError
     if fit in ('cover', 'pad') and frames >= 1 and size >= 1 and fps > 0 and (at is None or 0 <= at <= 1): return
     raise ValueError(f"fit={fit!r}, at={at}, frames={frames}, size={size}, fps={fps}: "
                      "fit is 'cover' or 'pad', at None or 0 to 1, the others positive")
 
-# %% ../nbs/08_videos.ipynb #e53fbebd
+# %% ../nbs/08_videos.ipynb #c6412bf9
 def _find_sources(source:Path) -> tuple: # sources, problems, notes
     if source.is_dir(): return *in_folder(source), []
     if source.exists(): return in_csv(source)
@@ -368,18 +371,18 @@ def _check_enough(source:Path, report:ReadReport, least:int) -> None: # ValueErr
     some = '; '.join(f'{name}: {reason}' for name, reason in report.problems[:3])
     raise ValueError(f'{source}: {report.kept} good clips, at least {least} are needed. {some}')
 
-# %% ../nbs/08_videos.ipynb #51b9d5fb
-def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) + name.txt, or a CSV file: `in_folder`, `in_csv`
+# %% ../nbs/08_videos.ipynb #5f29432e
+def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) + name.txt, or a table (`in_csv`)
                 frames=16,     # T
                 size=64,       # pixels a side
                 fps=12.,       # frames a second; a longer clip is squeezed into `frames`
-                fit='cover',   # 'cover': fill the square, leave out where nothing moves; 'pad': the whole picture, gray bars
-                at=None,       # 'cover' only, 0 to 1: the crop's middle along the longer side; None: by each clip's motion
+                fit='cover',   # 'cover': fill the square, leave out where nothing moves; 'pad': all of it, gray bars
+                at=None,       # 'cover' only, 0 to 1: the crop's middle along the longer side; None: by its motion
                 least=8,       # fewer good clips than this are an error
                 workers=None,  # clips decoded at a time; None: one a core
                 cache=True,    # keep the set in the cache folder, and re-use it while nothing changes
                 progress=True, # show a progress bar
-               ) -> Clips: # pixels; its attribute `report` (a `ReadReport`) says what was left out; slices do not have it
+               ) -> Clips: # pixels; its attribute `report` is a `ReadReport`; slices do not have it
     """Your own videos. Prints one report. Raises FileNotFoundError for no such source,
     ValueError for settings, a source without clips, or fewer than `least` good ones."""
     source = Path(source).expanduser()
@@ -396,7 +399,7 @@ def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) +
     clips.report = report
     return clips
 
-# %% ../nbs/08_videos.ipynb #ae5b618b
+# %% ../nbs/08_videos.ipynb #cc25d0ef
 def _signers_to_hold_out(counts:Counter, # clips of each signer
                          wanted:float,   # clips
                          rng,
@@ -409,7 +412,7 @@ def _signers_to_hold_out(counts:Counter, # clips of each signer
             n += counts[signer]
     return out or [min(sorted(counts), key=counts.get)]
 
-# %% ../nbs/08_videos.ipynb #db109c0a
+# %% ../nbs/08_videos.ipynb #0aa985b5
 def _clips_to_hold_out(texts:list[str],
                        k:int, # clips
                        rng,
@@ -428,7 +431,7 @@ def _clips_to_hold_out(texts:list[str],
         warnings.warn(f'held out with all clips of their texts, which training will not show: {some}')
     return held
 
-# %% ../nbs/08_videos.ipynb #f9d0cd39
+# %% ../nbs/08_videos.ipynb #8ecaea19
 def split(clips:Clips,
           share=.1,  # of the clips to hold out, 0 to 1
           seed=0,    # of the choice
