@@ -324,16 +324,16 @@ def generate(
     forward = _forward_function(model, precision, frame_chunk, compile)
     report = _Progress(calls*len(plan), callback, progress)
     clips = [None]*len(texts)
-    for T, indices in plan:
-        cond, null = _encode_texts(model, [texts[i] for i in indices])
-        predict = guided(forward, cond, null, guidance, interval, rescale)
-        clip_shape = (T, model.channels, model.size, model.size)
-        noise = noise_for_clips(clip_shape, indices, seed, model.pos_embed.device)
-        x0 = denoise(predict, objective, noise, steps, report, sampler)
-        for i, clip in zip(indices, to_pixels(x0)):
-            clips[i] = clip[:lengths[i]]
-            if on_clip: on_clip(i, clips[i])
-    report.bar.close()
+    with report.bar:
+        for T, indices in plan:
+            cond, null = _encode_texts(model, [texts[i] for i in indices])
+            predict = guided(forward, cond, null, guidance, interval, rescale)
+            clip_shape = (T, model.channels, model.size, model.size)
+            noise = noise_for_clips(clip_shape, indices, seed, model.pos_embed.device)
+            x0 = denoise(predict, objective, noise, steps, report, sampler)
+            for i, clip in zip(indices, to_pixels(x0)):
+                clips[i] = clip[:lengths[i]]
+                if on_clip: on_clip(i, clips[i])
     return _pad_to_longest(clips)
 
 # %% ../nbs/06_sample.ipynb #034-06
