@@ -36,7 +36,7 @@ def sincos_2d(
     dim:int,  # features, a multiple of 4
     grid:int,  # patches along one side
 ) -> Tensor:  # (1, grid*grid, dim) float32
-    "Fixed positions of a square grid of patches, row by row: of the column, then of the row, sines first (MAE's, as DiT uses it)."
+    "Fixed positions of a square grid of patches, row by row: the column's, then the row's, sines first (MAE's table)."
     freqs = 1 / 10_000 ** (np.arange(dim//4, dtype=np.float64) / (dim//4))  # (dim/4,)
     rows, cols = np.divmod(np.arange(grid*grid), grid)  # (S,) each
     col_angles = cols[:, None] * freqs  # (S, dim/4)
@@ -164,6 +164,7 @@ class ModelConfig:
 _IMAGE_FIELDS = ('size', 'patch', 'channels', 'width', 'depth', 'heads', 'classes', 'learn_sigma', 'qk_norm')
 _VIDEO_FIELDS = ('text_width', 'text_depth', 'encoder', 'text_cond', 'branch_heads')
 
+# %% ../nbs/01_dit.ipynb #config-02b
 @patch(as_prop=True)
 def objective_name(self:ModelConfig) -> str:
     "epsilon or flow; a file that does not say is DiT's epsilon where it predicts a variance, else flow."

@@ -40,6 +40,7 @@ def _text_heads(width:int) -> int:
     while width % heads: heads -= 1
     return heads
 
+# %% ../nbs/01a_text.ipynb #035-02
 class TextEncoder(nn.Module):
     "Byte tokens to features."
     def __init__(
@@ -50,8 +51,15 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(REPEAT + 1, width)
         nn.init.normal_(self.embed.weight, std=0.5)  # beside positions whose features are of order 1
-        layer = nn.TransformerEncoderLayer(width, _text_heads(width), 4*width, dropout=0., activation='gelu',
-                                           batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            width,
+            _text_heads(width),
+            dim_feedforward=4*width,
+            dropout=0.,
+            activation='gelu',
+            batch_first=True,
+            norm_first=True,
+        )
         self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, ids:Tensor, mask:Tensor) -> Tensor:  # (B, M) int64 and bool -> (B, M, E)
@@ -88,7 +96,7 @@ def _check_length(texts:list[str], ids:list, limit:int | None, name:str) -> None
     row, text = max(zip(ids, texts), key=lambda pair: len(pair[0]))
     if limit and len(row) > limit:
         shown = text if len(text) <= 60 else text[:57] + '...'
-        raise ValueError(f'{shown!r} takes {len(row)} tokens, more than the {limit} that the text encoder {name} takes')
+        raise ValueError(f'{shown!r} takes {len(row)} tokens: the text encoder {name} takes at most {limit}')
 
 # %% ../nbs/01a_text.ipynb #encode-01
 @torch.no_grad()
