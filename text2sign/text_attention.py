@@ -196,7 +196,7 @@ def text_attention(
     mask: Tensor,           # (B, M) bool: the keys that are there, at least one
     q_norm: nn.LayerNorm,   # over d
 ) -> Tensor:                # (B, T*S, h, d)
-    "Cross-attention of many tokens to few: frame offsets, norm of queries, softmax and products in one kernel each way."
+    "Cross-attention of many tokens to few: frame offsets, queries' norm, softmax, products in one kernel each way."
     if q.shape[1]//offset.shape[0] % _TOKENS:                   # a program's tokens would be of two frames
         frames = q.unflatten(1, (offset.shape[0], -1))
         q = (frames + offset[:, None]).flatten(1, 2).to(q.dtype)
