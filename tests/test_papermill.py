@@ -96,7 +96,7 @@ def test_folder_of_videos(tmp_path, run):
     model, history, said = trained(tmp_path, run, data=str(folder), steps=2, batch=2)
     assert 'bad.mp4' in said and '12 of 13 clips read' in said
     assert (model.config.width, model.config.words) == (256, 0)     # of the model's own words nothing is known any more
-    assert history[-1]['step'] == 2 and model.config.alphabet == ''
+    assert history[-1]['step'] == 2 and model.config.alphabet == ()
 
 
 def test_fine_tuning(tmp_path, run, monkeypatch):

@@ -31,9 +31,11 @@ class Clips:
     language: str = ''  # ISO 639-3 code, or '' where unknown
     letters: np.ndarray = None  # int64 (N,T): 0 in transitions, else 1 + index in `alphabet`; None where unknown
     signers: list = None  # N strings, or None where unknown
-    alphabet: str = ''  # the letters that `letters` counts
+    alphabet: tuple = ()  # the letters that `letters` counts, each of one or more characters; a string is split
     std: np.ndarray = None  # like frames: standard deviation of each latent (`frames` is its mean); None for pixels
     vae: str = ''  # the VAE that made the latents, a folder or a hub id; '' for pixels
+    places: np.ndarray = None  # float32 (N,T): where each frame stands on the axis of its text; None where unknown
+    languages: list = None  # N ISO 639-3 codes; None: all clips are in `language`
 
     def __post_init__(self):
         self._convert()
@@ -42,6 +44,9 @@ class Clips:
         self._check_letters()
 
 # %% ../nbs/00a_clips.ipynb #clips-convert
+_LISTS = ('texts', 'names', 'signers', 'languages')  # of N strings
+
+
 @patch
 def _convert(self: Clips) -> None:
     "Give each field its one type, and its default where it is None."
@@ -54,19 +59,20 @@ def _convert(self: Clips) -> None:
         self.names = range(count)
     if self.lengths is None:
         self.lengths = np.full(count, length)
-    for name in ('texts', 'names', 'signers'):
+    self.alphabet = tuple(map(str, self.alphabet))
+    for name in _LISTS:
         if getattr(self, name) is not None:
             setattr(self, name, [str(o) for o in getattr(self, name)])
-    for name in ('lengths', 'letters'):
+    for name, dtype in dict(lengths=np.int64, letters=np.int64, places=np.float32).items():
         if getattr(self, name) is not None:
-            setattr(self, name, np.asarray(getattr(self, name), dtype=np.int64))
+            setattr(self, name, np.asarray(getattr(self, name), dtype=dtype))
 
 # %% ../nbs/00a_clips.ipynb #clips-check
 @patch
 def _check_counts(self: Clips) -> None:
     "Raises ValueError where a field does not have one entry a clip, or a length does not fit."
     count, length = self.frames.shape[:2]
-    for name in ('texts', 'names', 'signers', 'lengths'):
+    for name in (*_LISTS, 'lengths'):
         value = getattr(self, name)
         if value is not None and len(value) != count:
             raise ValueError(f'{name} has {len(value)} entries for {count} clips')
@@ -87,12 +93,14 @@ def _check_std(self: Clips) -> None:
 # %% ../nbs/00a_clips.ipynb #clips-check-letters
 @patch
 def _check_letters(self: Clips) -> None:
-    "Raises ValueError where frame labels do not fit the frames or the alphabet."
+    "Raises ValueError where frame labels or places do not fit the frames, or labels the alphabet."
+    wanted = self.frames.shape[:2]
+    for name in ('letters', 'places'):
+        value = getattr(self, name)
+        if value is not None and value.shape != wanted:
+            raise ValueError(f'{name} must be {wanted}, not {value.shape}')
     if self.letters is None:
         return
-    wanted = self.frames.shape[:2]
-    if self.letters.shape != wanted:
-        raise ValueError(f'letters must be {wanted}, not {self.letters.shape}')
     size = len(self.alphabet)
     if self.letters.size and not (0 <= self.letters.min() and self.letters.max() <= size):
         raise ValueError(f'letters must lie in 0..{size}, the size of the alphabet')
@@ -106,7 +114,7 @@ def __len__(self: Clips) -> int:
 @patch
 def __repr__(self: Clips) -> str:
     count, length, height, width, channels = self.frames.shape
-    language = self.language or 'language unknown'
+    language = self.language or ' '.join(sorted(set(self.languages or ['language unknown'])))
     labels = 'no frame labels' if self.letters is None else 'with frame labels'
     texts = ', '.join(self.texts[:4]) + (', ...' if count > 4 else '')
     return (f'Clips: {count} x {length} frames of {width}x{height}x{channels} at {self.fps:g} fps, '
@@ -153,7 +161,7 @@ def load(cls: Clips,
     known = {item.name for item in fields(cls)}
     if not {'frames', 'texts'} <= found.keys() <= known:
         raise ValueError(f'{path} holds no clips: it has {", ".join(found)}')
-    arrays = ('frames', 'lengths', 'letters', 'std')
+    arrays = ('frames', 'lengths', 'letters', 'std', 'places')
     return cls(**{name: value if name in arrays else value.tolist() for name, value in found.items()})
 
 # %% ../nbs/00a_clips.ipynb #clips-cache
@@ -196,13 +204,24 @@ def strip(frames,  # uint8 (T,H,W,C): one clip
 def _caption(text: str, height: int, width: int) -> np.ndarray:  # uint8 (height, width, 3): dark text on white
     import cv2
     image = np.full((height, width, 3), 255, np.uint8)
+    if not text.isascii():
+        return _unicode_caption(text, image)
     if text:
         cv2.putText(image, text, (2, height // 2 + 5), cv2.FONT_HERSHEY_SIMPLEX, .45, (40, 40, 40), 1, cv2.LINE_AA)
     return image
 
 
+def _unicode_caption(text: str, image) -> np.ndarray:  # like image
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+    font = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf', 13)
+    canvas = Image.fromarray(image)
+    ImageDraw.Draw(canvas).text((2, len(image) // 2), text, (40, 40, 40), font, anchor='lm')
+    return np.array(canvas)
+
+
 def _letter_captions(clips: Clips, i: int, n: int, gap: int) -> np.ndarray:  # uint8 (16, n*W + (n-1)*gap, 3)
-    names = '-' + clips.alphabet
+    names = ['-'] + [letter.split(':')[-1].replace(' ', '_') for letter in clips.alphabet]
     width = clips.frames.shape[3]
     shown = clips.letters[i, _evenly(clips.lengths[i], n)]
     return np.concatenate([_caption(names[k], 16, width + gap) for k in shown], 1)[:, :n * (width + gap) - gap]

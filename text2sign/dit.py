@@ -149,7 +149,7 @@ class ModelConfig:
     text_cond: bool = True  # the text also enters each frame's conditioning vector
     branch_heads: int | None = None  # of the attention to text and along time
     objective: str = ''  # epsilon or flow; '': see `objective_name`
-    alphabet: str = ''  # the letters it spells; '': any text
+    alphabet: tuple = ()  # the letters it spells, each of one or more characters; (): any text
     language: str = ''  # ISO 639-3
     fps: float = 12.0  # frames a second
     frames: int = 16  # of a clip in training
@@ -159,6 +159,8 @@ class ModelConfig:
     words: int = 0  # in training
     max_letters: int = 0  # of a word in training; 0: not known
     card: dict = field(default_factory=dict)  # model card: what, learned from, licence, not for
+
+    def __post_init__(self): self.alphabet = tuple(self.alphabet)
 
 # %% ../nbs/01_dit.ipynb #config-02
 _IMAGE_FIELDS = ('size', 'patch', 'channels', 'width', 'depth', 'heads', 'classes', 'learn_sigma', 'qk_norm')
@@ -182,12 +184,15 @@ def arguments(
 @patch
 def to_dict(self:ModelConfig) -> dict:
     "For JSON: `ModelConfig.from_dict` gives the same configuration back."
-    return asdict(self)
+    out = asdict(self)
+    if all(len(letter) == 1 for letter in self.alphabet): out['alphabet'] = ''.join(self.alphabet)
+    return out
 
 # %% ../nbs/01_dit.ipynb #config-03
 def _checked(name:str, kind, value):
     "The value as the field's type has it (12 is a float too). Raises ValueError for one of another type."
     if kind is float and type(value) is int: return float(value)
+    if kind is tuple and isinstance(value, (str, list)): return tuple(value)
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)): return value
     wanted = kind.__name__ if isinstance(kind, type) else kind  # int, or int | None
     raise ValueError(f'{name} is {value!r} in the configuration of this checkpoint: {wanted} is expected')

@@ -94,7 +94,7 @@ def bootstrap(read:list[str],
 
 # %% ../nbs/07_evaluate.ipynb #125ec49b
 def collapse_labels(labels,       # (T,) ints: 0 in transitions, else 1 + index in the alphabet
-                    alphabet:str,
+                    alphabet,     # letters, each of one or more characters
                     least:int=2,  # frames: a shorter run of equal labels is dropped
                    ) -> str: # the word
     "The word that frame labels spell."
@@ -165,7 +165,7 @@ def nearest_words(words:list[str],
     return [int(edit_distances(w, known).argmin()) for w in words]
 
 # %% ../nbs/07_evaluate.ipynb #25773d5b
-def _one_letter_off(word:str, alphabet:str) -> list[str]:
+def _one_letter_off(word:str, alphabet) -> list[str]:
     places = range(len(word))
     changed = [word[:i] + c + word[i+1:] for i in places for c in alphabet]
     return [w for w in changed if w != word]
@@ -176,7 +176,7 @@ def distractors(word:str,         # the true one
                 k:int,            # candidates, the true one included
                 rng:np.random.Generator,
                 known=(),         # words that must not be made up: the training words
-                alphabet:str=AZ,
+                alphabet=AZ,      # its letters
                ) -> list[str]: # k-1 words of the same length, k//2 of them one letter away
     "Wrong words for a ranking. Raises ValueError where there are not enough."
     near = [w for w in _one_letter_off(word, alphabet) if w not in known]

@@ -100,7 +100,7 @@ def read_letters(clip: np.ndarray,  # uint8 (T, H, W, 3)
     from text2sign.evaluate import collapse_labels
     labels = reader.frame_labels(clip[None])[0]
     alphabet = reader.config.alphabet
-    names = '·' + alphabet
+    names = ('·', *alphabet)
     return [names[k] for k in labels], collapse_labels(labels, alphabet, reader.config.least)
 
 # %% ../nbs/09_panel.ipynb #016-09

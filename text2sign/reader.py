@@ -112,7 +112,7 @@ KINDS = dict(conv=(FrameEncoder, ConvContext), points=(SpatialSoftmaxEncoder, Po
 @dataclass
 class ReaderConfig:
     "A reader's shape, and what is known about it."
-    alphabet: str = AZ                             # the letters it knows
+    alphabet: tuple = tuple(AZ)                    # the letters it knows
     size: int = 64                                 # pixels a side it works at, a multiple of 16
     kind: str = 'conv'                             # 'conv' or 'points'
     width: int = 24                                # channels; 24 makes about 0.6 million parameters at 64 pixels
@@ -121,6 +121,7 @@ class ReaderConfig:
     card: dict = field(default_factory=dict)       # what it is for, what it learned from
 
     def __post_init__(self):
+        self.alphabet = tuple(self.alphabet)
         if self.kind not in KINDS:
             raise ValueError(f'a reader of kind {self.kind!r} is unknown: choose {", ".join(KINDS)}')
         if self.size % 16: raise ValueError(f'size {self.size} is not a multiple of 16')
@@ -128,7 +129,7 @@ class ReaderConfig:
 # %% ../nbs/07a_reader.ipynb #79a97563
 class Reader(nn.Module):
     "Labels every frame with a letter, and so reads which word a clip spells."
-    def __init__(self, alphabet:str=AZ, size:int=64, kind:str='conv', width:int=24, least:int=2): # as in `ReaderConfig`
+    def __init__(self, alphabet=AZ, size:int=64, kind:str='conv', width:int=24, least:int=2): # as in `ReaderConfig`
         super().__init__()
         self.config = ReaderConfig(alphabet, size, kind, width, least)
         encoder, context = KINDS[kind]
@@ -183,7 +184,7 @@ def reader_words(n:int=6000, # how many
 
 # %% ../nbs/07a_reader.ipynb #cb5a468c
 def reader_dataset(words:list[str],
-                   alphabet:str,        # in which the labels count
+                   alphabet,            # in which the labels count
                    size:int,            # pixels a side
                    frames:int,          # of a clip
                    seed:int,            # of the styles
@@ -196,7 +197,7 @@ def reader_dataset(words:list[str],
     parts = [spell(words[i::len(crops)], frames, size, crop, seed, **options) for i, crop in enumerate(crops)]
     pixels = torch.from_numpy(np.concatenate([clips.frames for clips in parts]))
     letters = torch.from_numpy(np.concatenate([clips.letters for clips in parts]))
-    index = torch.tensor([0] + [alphabet.find(c) + 1 for c in parts[0].alphabet])
+    index = torch.tensor([0] + [alphabet.index(c) + 1 if c in alphabet else 0 for c in parts[0].alphabet])
     texts = [text for clips in parts for text in clips.texts]
     return pixels.movedim(-1, 2).contiguous(), index[letters], texts
 

@@ -193,7 +193,7 @@ def pixel_decoder(
 # %% ../nbs/06_sample.ipynb #032-06
 def check_text(
     text: str,
-    alphabet: str,  # '': the model takes anything
+    alphabet,  # the letters it spells; (): the model takes anything
 ) -> str:  # in the alphabet's case
     "Raises ValueError naming a character that the model cannot spell."
     if not alphabet:
@@ -201,7 +201,7 @@ def check_text(
     text = upper(text, alphabet)
     for ch in text:
         if ch not in alphabet:
-            raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {alphabet}')
+            raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {" ".join(alphabet)}')
     return text
 
 

@@ -110,7 +110,7 @@ def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as
 # %% ../nbs/07b_scoreboard.ipynb #76eded14
 def confusion(read:list[str],
               wanted:list[str],
-              alphabet:str,
+              alphabet, # letters
              ): # pandas table (letters and '+') x (letters and '-') of counts
     "Which letter was read as which, from the alignment of each word."
     import pandas as pd

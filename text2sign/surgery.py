@@ -136,7 +136,7 @@ class _Case(NamedTuple):
     "What a rule may look at, beside the tensor."
     model: DiT
     weights: dict  # name -> tensor
-    alphabet: str  # of the weights' classes
+    alphabet: tuple  # of the weights' classes
     blocks: list | None  # for each block of the model: which block of the weights, None for a new one
 
 class _Found(NamedTuple):
@@ -232,7 +232,7 @@ def _rule_classes(name, source, target, case):
     "Another set of classes: letters by name, the rest as the null class, which stays last."
     if name != _CLASS_TABLE or source is None or source.shape[1:] != target.shape[1:]:
         return None
-    own = case.model.config.alphabet
+    own = tuple(case.model.config.alphabet)
     named = _names_classes(own, target) and _names_classes(case.alphabet, source)
     if len(source) == len(target) and (not named or own == case.alphabet): return
     out = source[-1:].repeat(len(target), 1)
@@ -243,11 +243,11 @@ def _rule_classes(name, source, target, case):
     return _Found(out, 'adapted', why)
 
 # %% ../nbs/02a_surgery.ipynb #names-02a
-def _names_classes(alphabet: str, table: Tensor) -> bool:
+def _names_classes(alphabet: tuple, table: Tensor) -> bool:
     "Are the rows of a class table the transition, these letters, and none?"
     return bool(alphabet) and len(table) == len(alphabet) + 2
 
-def _same_letters(own: str, theirs: str) -> dict[int, int]:  # class of the model -> class of the weights
+def _same_letters(own: tuple, theirs: tuple) -> dict[int, int]:  # class of the model -> class of the weights
     letters = [letter for letter in own if letter in theirs]
     return {0: 0} | {1 + own.index(letter): 1 + theirs.index(letter) for letter in letters}
 
@@ -316,7 +316,7 @@ def _apply_rules(name, source, target, case) -> _Found | None:
 def graft(
     model: nn.Module,           # receives
     weights: dict,              # name -> tensor, from `read_checkpoint`
-    alphabet: str = '',         # letters of the weights' classes 1, 2, ...; '' if they have none
+    alphabet=(),                # letters of the weights' classes 1, 2, ...; a string is split; () if they have none
     blocks: list | None = None,  # for each block of the model: which block of the weights, None for a new one
 ) -> Report:
     """Move weights into a model by name and by rule.
@@ -324,7 +324,7 @@ def graft(
     Raises ValueError naming every tensor that has no place or is not finite; the model is then unchanged."""
     weights = {name: tensor.float() for name, tensor in weights.items()}
     _check_blocks(model, weights, blocks)
-    case = _Case(model, weights, alphabet, blocks)
+    case = _Case(model, weights, tuple(alphabet), blocks)
     plan, rows, wrong = _make_plan(case)
     dropped, lost = _left_over(case)
     wrong += lost

@@ -215,7 +215,7 @@ class Stage:
     branches: dict  # those that `VideoDiT` has besides
     objective: str
     weights: dict = field(default_factory=dict)  # to start from
-    alphabet: str = ''  # letters of the weights' classes
+    alphabet: tuple = ()  # letters of the weights' classes
     minutes: float = 0  # left; 0: no limit
 
     @property
@@ -403,7 +403,7 @@ def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     print(data.clips)
     shape = model_shape(settings, data, weights, config)
     return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config),
-                 objective_name(settings, shape, config), weights, config.alphabet if config else '')
+                 objective_name(settings, shape, config), weights, config.alphabet if config else ())
 
 # %% ../nbs/05h_fit.ipynb #run-one-stage-05h
 def _run_stage(stage: Stage) -> list[Check]:
