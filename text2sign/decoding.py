@@ -17,14 +17,15 @@ import numpy as np
 class Refused(ValueError):
     "Why a clip cannot be used, in words for its owner."
 
-# %% ../nbs/08_decoding.ipynb #141fd191
+# %% ../nbs/08_decoding.ipynb #2f109980
 def orientation(matrix # 9 integers: a display matrix as FFmpeg has it, 16.16 fixed point
                ) -> tuple: # (swap axes?, flip rows?, flip columns?), to be done in this order
     """What to do to a stored picture so that it stands upright: x' = a x + c y and y' = b x + d y
     (the track header of ISO/IEC 14496-12, 8.3.2). Raises `Refused` for an angle that is no multiple of 90 degrees."""
     a, b, _, c, d = np.asarray(matrix[:5])/65536
-    if max(abs(b), abs(c)) < .01: return False, bool(d < 0), bool(a < 0)
-    if max(abs(a), abs(d)) < .01: return True, bool(b < 0), bool(c < 0)
+    upright, turned = max(abs(b), abs(c)), max(abs(a), abs(d))      # 0 for multiples of 180 degrees, for the others
+    if upright < .01: return False, bool(d < 0), bool(a < 0)
+    if turned < .01: return True, bool(b < 0), bool(c < 0)
     raise Refused('is to be shown turned by an angle that is no multiple of 90 degrees')
 
 def upright(img,        # (H,W,...)
@@ -45,7 +46,7 @@ def _fit_size(width:float,  # of the picture in square pixels
     scale = size/side
     return max(1, round(width*scale)), max(1, round(height*scale))
 
-# %% ../nbs/08_decoding.ipynb #e4485187
+# %% ../nbs/08_decoding.ipynb #73b49ce7
 GROUND = 128       # gray level behind transparent pixels and around padded pictures
 
 def small_rgb(frame,      # an `av.VideoFrame`
@@ -59,7 +60,8 @@ def small_rgb(frame,      # an `av.VideoFrame`
     rgba = frame.to_ndarray(format='rgba').astype(np.float32)
     alpha = rgba[..., 3:]/255
     opaque = rgba[..., :3]*alpha + GROUND*(1 - alpha)
-    return cv2.resize(opaque, (width, height), interpolation=cv2.INTER_AREA).round().astype(np.uint8)
+    small = cv2.resize(opaque, (width, height), interpolation=cv2.INTER_AREA)
+    return small.round().astype(np.uint8)
 
 # %% ../nbs/08_decoding.ipynb #bdf4540e
 def _decoder(stream): # of the stream, with transparency
@@ -162,12 +164,13 @@ def decode_video(path,        # of a video
             times.append(t)
     return np.stack(frames), np.array(times)
 
-# %% ../nbs/08_decoding.ipynb #729a12ca
+# %% ../nbs/08_decoding.ipynb #b7d8faf9
 def nearest_frames(times, # (F,) seconds
                    want,  # (K,) seconds
                   ) -> np.ndarray: # (K,) indices
     "The frame nearest to each wanted time."
-    distance = np.abs(np.asarray(times)[None] - np.asarray(want)[:, None])
+    times, want = np.asarray(times), np.asarray(want)
+    distance = np.abs(times[None] - want[:, None])      # (K, F)
     return distance.argmin(1)
 
 def sample_times(first:float, # seconds
@@ -197,7 +200,7 @@ def activity(frames,    # uint8 (F,H,W,3), as `decode_video` gives them
     most = max(1, change.shape[1]//50)
     return grid, change[:, -most:].mean(1)
 
-# %% ../nbs/08_decoding.ipynb #805622b6
+# %% ../nbs/08_decoding.ipynb #3fd725cc
 REST = .15         # seconds of stillness kept before and after the sign
 
 def motion_span(grid,   # (G,) seconds, as `activity` gives them
@@ -205,12 +208,13 @@ def motion_span(grid,   # (G,) seconds, as `activity` gives them
                ) -> tuple: # the first and the last second that are kept
     "Where the sign begins and ends, with REST seconds of stillness on either side; all of it where nothing moves."
     if not len(change) or not change.max(): return grid[0], grid[-1]
-    still = min(max(3*np.quantile(change, .1), 2), .15*change.max())
+    quiet = max(3*np.quantile(change, .1), 2)
+    still = min(quiet, .15*change.max())
     moving = np.flatnonzero(change > still)
     first, last = grid[moving[0]], grid[moving[-1] + 1]
     return max(grid[0], first - REST), min(grid[-1], last + REST)
 
-# %% ../nbs/08_decoding.ipynb #908b4a4c
+# %% ../nbs/08_decoding.ipynb #774b443c
 def crop_offset(frames,   # uint8 (n,H,W,3)
                 size:int, # of the square: the shorter side
                ) -> int: # pixels from the left or top edge to the square, along the longer side
@@ -220,11 +224,14 @@ def crop_offset(frames,   # uint8 (n,H,W,3)
     motion = np.clip(spread - 1.5*np.median(spread), 0, None).sum(short_axis)
     inner = max(1, round(.8*size))
     room = len(motion) - size
-    held = np.convolve(motion, np.ones(inner), 'valid')[(size - inner)//2:][:room + 1]
+    margin = (size - inner)//2
+    held = np.convolve(motion, np.ones(inner), 'valid')                      # motion in the middle of each crop
+    held = held[margin:][:room + 1]
     good = np.flatnonzero(held >= .98*held.max())
-    return int(good[np.abs(good - room/2).argmin()])
+    from_middle = np.abs(good - room/2)
+    return int(good[from_middle.argmin()])
 
-# %% ../nbs/08_decoding.ipynb #653e2afe
+# %% ../nbs/08_decoding.ipynb #b685b21d
 def _pad(frames, size:int) -> np.ndarray: # uint8 (n,h,w,3) -> (n,size,size,3)
     h, w = frames.shape[1:3]
     y, x = (size - h)//2, (size - w)//2
@@ -240,6 +247,8 @@ def to_square(frames,   # uint8 (n,H,W,3) as `decode_video` scaled them
     "Crop or pad to a square."
     if fit == 'pad': return _pad(frames, size)
     h, w = frames.shape[1:3]
-    room = max(h, w) - size
-    k = crop_offset(frames, size) if at is None else int(np.clip(round(at*max(h, w) - size/2), 0, room))
-    return frames[:, k:k+size, :] if h > w else frames[:, :, k:k+size]
+    long = max(h, w)
+    if at is None: k = crop_offset(frames, size)
+    else: k = int(np.clip(round(at*long - size/2), 0, long - size))
+    if h > w: return frames[:, k:k+size, :]
+    return frames[:, :, k:k+size]

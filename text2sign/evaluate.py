@@ -34,7 +34,7 @@ def _edit_costs(read:str, wanted:str) -> np.ndarray: # int (len(wanted)+1, len(r
             cost[i, j] = min(replaced, missing, extra)
     return cost
 
-# %% ../nbs/07_evaluate.ipynb #14c80169
+# %% ../nbs/07_evaluate.ipynb #ac0f8cb3
 def align(read:str,   # what the reader read
           wanted:str, # what the clip should spell
          ) -> list: # of (wanted letter or '', read letter or ''): '' stands for a letter too many, or for a missing one
@@ -43,10 +43,13 @@ def align(read:str,   # what the reader read
     i, j = len(wanted), len(read)
     pairs = []
     while i or j:
-        if i and j and cost[i, j] == cost[i-1, j-1] + (wanted[i-1] != read[j-1]):
-            i, j = i - 1, j - 1
+        here = cost[i, j]
+        replaced = cost[i-1, j-1] + (wanted[i-1] != read[j-1]) if i and j else None
+        if here == replaced:
+            i -= 1
+            j -= 1
             pairs.append((wanted[i], read[j]))
-        elif i and cost[i, j] == cost[i-1, j] + 1:
+        elif i and here == cost[i-1, j] + 1:
             i -= 1
             pairs.append((wanted[i], ''))
         else:
@@ -92,7 +95,7 @@ def bootstrap(read:list[str],
     low, high = np.quantile(rates, [.025, .975])
     return float(low), float(high)
 
-# %% ../nbs/07_evaluate.ipynb #125ec49b
+# %% ../nbs/07_evaluate.ipynb #5c6c2e2e
 def collapse_labels(labels,       # (T,) ints: 0 in transitions, else 1 + index in the alphabet
                     alphabet,     # letters, each of one or more characters
                     least:int=2,  # frames: a shorter run of equal labels is dropped
@@ -142,7 +145,7 @@ def is_frozen(generated, # uint8 (N,T,H,W,3)
     "Which clips move less than `share` of what the reference clip of the same word does."
     return motion(generated) < share*motion(reference)
 
-# %% ../nbs/07_evaluate.ipynb #05b09f26
+# %% ../nbs/07_evaluate.ipynb #d80c2900
 def edit_distances(word:str,
                    known:list[str], # K words
                   ) -> np.ndarray: # (K,) edits from one word to each of K
@@ -154,9 +157,11 @@ def edit_distances(word:str,
         new = [np.full(len(known), i)]
         for j in range(size):
             gap = np.minimum(new[j], row[:, j+1]) + 1
-            new.append(np.minimum(gap, row[:, j] + (code[:, j] != c)))
+            replaced = row[:, j] + (code[:, j] != c)
+            new.append(np.minimum(gap, replaced))
         row = np.stack(new, 1)
-    return row[np.arange(len(known)), [len(w) for w in known]]
+    lengths = [len(w) for w in known]
+    return row[np.arange(len(known)), lengths]
 
 def nearest_words(words:list[str],
                   known:list[str],
@@ -164,13 +169,15 @@ def nearest_words(words:list[str],
     "What retrieval would find."
     return [int(edit_distances(w, known).argmin()) for w in words]
 
-# %% ../nbs/07_evaluate.ipynb #25773d5b
+# %% ../nbs/07_evaluate.ipynb #0d5092bf
 def _one_letter_off(word:str, alphabet) -> list[str]:
-    places = range(len(word))
-    changed = [word[:i] + c + word[i+1:] for i in places for c in alphabet]
-    return [w for w in changed if w != word]
+    out = []
+    for i in range(len(word)):
+        before, after = word[:i], word[i+1:]
+        out += [before + c + after for c in alphabet if c != word[i]]
+    return out
 
-# %% ../nbs/07_evaluate.ipynb #e45f4348
+# %% ../nbs/07_evaluate.ipynb #e5ea814e
 def distractors(word:str,         # the true one
                 others:list[str], # words to choose from, not of the training set
                 k:int,            # candidates, the true one included
@@ -179,16 +186,19 @@ def distractors(word:str,         # the true one
                 alphabet=AZ,      # its letters
                ) -> list[str]: # k-1 words of the same length, k//2 of them one letter away
     "Wrong words for a ranking. Raises ValueError where there are not enough."
+    def draw(words, n): return [words[i] for i in rng.permutation(len(words))[:n]]
+    wanted = k - 1
     near = [w for w in _one_letter_off(word, alphabet) if w not in known]
-    near = [near[i] for i in rng.permutation(len(near))[:k//2]]
-    far = sorted({w for w in others if len(w) == len(word)} - {word, *near})
-    far = [far[i] for i in rng.permutation(len(far))[:k - 1 - len(near)]]
-    if len(near) + len(far) < k - 1:
-        raise ValueError(f'{word!r} has only {len(near) + len(far)} wrong words of its length, but {k - 1} are wanted: '
+    near = draw(near, k//2)
+    same_length = {w for w in others if len(w) == len(word)}
+    far = sorted(same_length - {word, *near})
+    wrong = near + draw(far, wanted - len(near))
+    if len(wrong) < wanted:
+        raise ValueError(f'{word!r} has only {len(wrong)} wrong words of its length, but {wanted} are wanted: '
                          'rank among fewer, or give more words')
-    return near + far
+    return wrong
 
-# %% ../nbs/07_evaluate.ipynb #6d226234
+# %% ../nbs/07_evaluate.ipynb #9d17300b
 @torch.no_grad()
 def _candidate_losses(model, objective, frames, texts, draws, g, device) -> Tensor: # (len(texts),)
     "Denoising loss of one clip under each of several texts, all with the same noise."
@@ -199,9 +209,11 @@ def _candidate_losses(model, objective, frames, texts, draws, g, device) -> Tens
     x0 = x0.expand(k*draws, *x0.shape[1:])
     eps = eps.repeat(k, 1, 1, 1, 1)
     t = t.repeat(k)
-    with autocast_bf16(device):
-        prediction = model(objective.add_noise(x0, eps, t), t, [w for w in texts for _ in range(draws)])
-    return objective.loss(prediction, x0, eps, t).view(k, draws).mean(1)
+    noisy = objective.add_noise(x0, eps, t)
+    repeated = [w for w in texts for _ in range(draws)]
+    with autocast_bf16(device): prediction = model(noisy, t, repeated)
+    loss = objective.loss(prediction, x0, eps, t)
+    return loss.view(k, draws).mean(1)
 
 # %% ../nbs/07_evaluate.ipynb #52f11087
 def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction

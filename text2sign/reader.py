@@ -108,7 +108,7 @@ class PointContext(nn.Module):
 
 KINDS = dict(conv=(FrameEncoder, ConvContext), points=(SpatialSoftmaxEncoder, PointContext))
 
-# %% ../nbs/07a_reader.ipynb #4bb46357
+# %% ../nbs/07a_reader.ipynb #11b7d920
 @dataclass
 class ReaderConfig:
     "A reader's shape, and what is known about it."
@@ -126,7 +126,7 @@ class ReaderConfig:
             raise ValueError(f'a reader of kind {self.kind!r} is unknown: choose {", ".join(KINDS)}')
         if self.size % 16: raise ValueError(f'size {self.size} is not a multiple of 16')
 
-# %% ../nbs/07a_reader.ipynb #79a97563
+# %% ../nbs/07a_reader.ipynb #61786fea
 class Reader(nn.Module):
     "Labels every frame with a letter, and so reads which word a clip spells."
     def __init__(self, alphabet=AZ, size:int=64, kind:str='conv', width:int=24, least:int=2): # as in `ReaderConfig`
@@ -182,7 +182,7 @@ def reader_words(n:int=6000, # how many
     _, rude = load_words()
     return random_words(rng, n, 2, 6, set(), rude, taken)
 
-# %% ../nbs/07a_reader.ipynb #cb5a468c
+# %% ../nbs/07a_reader.ipynb #4a77be48
 def reader_dataset(words:list[str],
                    alphabet,            # in which the labels count
                    size:int,            # pixels a side
@@ -194,10 +194,14 @@ def reader_dataset(words:list[str],
                   ) -> tuple: # frames uint8 (N,T,3,size,size), labels int64 (N,T), words in the same order
     "Reference clips for readers, in the wide style family."
     options = dict(wide=True, tempo=tempo, cache=False, progress=progress)
-    parts = [spell(words[i::len(crops)], frames, size, crop, seed, **options) for i, crop in enumerate(crops)]
+    parts = []
+    for i, crop in enumerate(crops):
+        mine = words[i::len(crops)]
+        parts.append(spell(mine, frames, size, crop, seed, **options))
     pixels = torch.from_numpy(np.concatenate([clips.frames for clips in parts]))
     letters = torch.from_numpy(np.concatenate([clips.letters for clips in parts]))
-    index = torch.tensor([0] + [alphabet.index(c) + 1 if c in alphabet else 0 for c in parts[0].alphabet])
+    place = {letter: i for i, letter in enumerate(alphabet, 1)}
+    index = torch.tensor([0] + [place.get(letter, 0) for letter in parts[0].alphabet])
     texts = [text for clips in parts for text in clips.texts]
     return pixels.movedim(-1, 2).contiguous(), index[letters], texts
 
@@ -265,7 +269,7 @@ def _seeded_reader(seed:int, *args) -> Reader: # args: of `Reader`
         torch.manual_seed(seed)
         return Reader(*args)
 
-# %% ../nbs/07a_reader.ipynb #f3c89751
+# %% ../nbs/07a_reader.ipynb #77abc733
 def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed=seed)`
                  kind:str='conv',      # 'conv' or 'points'
                  seed:int=0,           # of words, styles, weights and order
@@ -284,7 +288,7 @@ def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed
     words = reader_words(seed=seed) if words is None else words
     alphabet = ''.join(sorted(set(''.join(words))))
     reader = _seeded_reader(seed, alphabet, size, kind, width).to(device)
-    held = max(1, len(words)//10)
+    held = max(len(crops), len(words)//10)
     x, y, _ = reader_dataset(words[held:], alphabet, size, frames, 1000 + seed, .5, crops, progress)
     fit_reader(reader, x.to(device), y.to(device), seed, steps, batch, lr, progress)
     x, _, texts = reader_dataset(words[:held], alphabet, size, frames, 2000 + seed, 0, crops)

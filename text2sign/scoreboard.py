@@ -107,7 +107,7 @@ def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as
         if kept is not None: kept[what, k] = frames, read, wanted
     return pd.DataFrame(rows).set_index(['what', 'words'])
 
-# %% ../nbs/07b_scoreboard.ipynb #76eded14
+# %% ../nbs/07b_scoreboard.ipynb #47c74341
 def confusion(read:list[str],
               wanted:list[str],
               alphabet, # letters
