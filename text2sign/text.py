@@ -73,7 +73,7 @@ class TextEncoder(nn.Module):
 def load_frozen_encoder(
     name:str,  # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
 ) -> tuple:  # (tokenizer, encoder)
-    "A pretrained text encoder from `transformers`, in evaluation mode. Raises ValueError in one line where there is none."
+    "A text encoder from `transformers`, in evaluation mode. Raises ValueError in one line where there is none."
     from transformers import AutoConfig, AutoModel, AutoTokenizer
     try:
         config = AutoConfig.from_pretrained(name)
