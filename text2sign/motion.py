@@ -146,6 +146,18 @@ def fill_gaps(x,  # (T,n,k): NaN where unknown
         column[gap] = np.interp(gap, known, column[known])
     return out
 
+# %% ../nbs/00b_motion.ipynb #mot-close
+@patch
+def close_gaps(self: Motion,
+               seconds: float = .25,  # of the longest gap of a hand that is closed; body and face: all
+               ) -> Motion:
+    "Straight lines over short gaps between frames in which a hand was seen."
+    limit = max(1, round(seconds * self.fps))
+    closed = {}
+    for part in self.parts():
+        closed[part] = fill_gaps(getattr(self, part), limit if part in ('right', 'left') else None)
+    return replace(self, **closed)
+
 # %% ../nbs/00b_motion.ipynb #mot-lower
 _WRIST_REST = np.array([[-.50, 1.35, 0], [.50, 1.35, 0]], np.float32)  # sw: of hanging arms, right and left
 _ELBOW_REST = np.array([[-.62, .70, 0], [.62, .70, 0]], np.float32)
