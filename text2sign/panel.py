@@ -330,7 +330,7 @@ def make(self: Panel,
          n: int,  # of n
         ) -> Sample:
     "Sample one clip. Raises Stopped, and ValueError for a setting that cannot be used."
-    from text2sign.sample import generate, pixel_decoder
+    from text2sign.sample import clip_frames, generate, pixel_decoder
     text = setting['text'].strip()
     if not text: raise ValueError('type a text first')
     model, estimates = self.model(setting['checkpoint']), []
@@ -338,7 +338,7 @@ def make(self: Panel,
         if self.stopping.is_set(): raise Stopped
         self.bar.max, self.bar.value = n*total, i*total + done
         self.status(f'step {done} of {total}' + (f', clip {i + 1} of {n}' if n > 1 else ''))
-        estimates.append(_eight_frames(x0[0]))
+        estimates.append(_eight_frames(x0[0][:clip_frames(model.config, text)]))
     sampling = {key: setting[key] for key in ('steps', 'guidance', 'seed')}
     clip = generate(model, [text], **sampling, callback=callback)[0]
     label = next(k for k, value in self.settings[0]['checkpoint'].options if value == setting['checkpoint'])
