@@ -3,10 +3,12 @@
     sphinx-build -W --keep-going -c docs nbs _docs
 """
 import json
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 HERE = Path(__file__).parent.parent
+sys.path.insert(0, str(HERE/'docs'))
 ini = ConfigParser(delimiters=['='])
 ini.read(HERE/'settings.ini', encoding='utf-8')
 
@@ -21,11 +23,10 @@ nb_execution_mode = 'off'
 nb_merge_streams = True
 myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 3
-def myst_heading_slug_func(title): return title.strip().replace(' ', '-')      # as Jupyter names them
+myst_heading_slug_func = 'anchors.slug'
 suppress_warnings = [
     'mystnb.unknown_mime_type',     # widgets and plotly figures have no form on paper
     'myst.header',                  # notebooks jump a level where it reads better
-    'config.cache',                 # the function above cannot be kept; a build starts anew
 ]
 html_theme = 'alabaster'
 html_theme_options = dict(page_width='1100px', sidebar_width='250px')

@@ -1,0 +1,4 @@
+"""The anchor of a heading, as Jupyter makes it."""
+
+
+def slug(title): return title.strip().replace(' ', '-')
