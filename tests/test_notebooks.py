@@ -15,7 +15,7 @@ def case(path):
     return pytest.param(path, id=name, marks=pytest.mark.quick if name in QUICK else ())
 
 
-@pytest.mark.parametrize('path', map(case, NOTEBOOKS))
+@pytest.mark.parametrize('path', [case(path) for path in NOTEBOOKS])
 def test_notebook(path, request):
     wanted = [flag for flag in ('slow', 'cuda') if request.config.getoption(f'--{flag}')]
     skip = [flag for flag in get_config().tst_flags.split() if flag not in wanted]
