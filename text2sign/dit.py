@@ -148,6 +148,8 @@ class ModelConfig:
     encoder: str = ''  # folder or hub id of a frozen text encoder; '': the model has its own
     text_cond: bool = True  # the text also enters each frame's conditioning vector
     branch_heads: int | None = None  # of the attention to text and along time
+    text_position: str = 'frame'  # how a frame finds its letters: by its number, or by its 'place' on the text's axis
+    vocabulary: tuple = ()  # units LANGUAGE:LETTER that texts are made of; (): bytes
     objective: str = ''  # epsilon or flow; '': see `objective_name`
     alphabet: tuple = ()  # the letters it spells, each of one or more characters; (): any text
     language: str = ''  # ISO 639-3
@@ -164,7 +166,7 @@ class ModelConfig:
 
 # %% ../nbs/01_dit.ipynb #config-02
 _IMAGE_FIELDS = ('size', 'patch', 'channels', 'width', 'depth', 'heads', 'classes', 'learn_sigma', 'qk_norm')
-_VIDEO_FIELDS = ('text_width', 'text_depth', 'encoder', 'text_cond', 'branch_heads')
+_VIDEO_FIELDS = ('text_width', 'text_depth', 'encoder', 'text_cond', 'branch_heads', 'text_position', 'vocabulary')
 
 # %% ../nbs/01_dit.ipynb #config-02b
 @patch(as_prop=True)

@@ -40,32 +40,41 @@ def _text_heads(width:int) -> int:
     while width % heads: heads -= 1
     return heads
 
+def _transformer(width:int, depth:int) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(
+        width,
+        _text_heads(width),
+        dim_feedforward=4*width,
+        dropout=0.,
+        activation='gelu',
+        batch_first=True,
+        norm_first=True,
+    )
+    return nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
 # %% ../nbs/01a_text.ipynb #035-02
 class TextEncoder(nn.Module):
-    "Byte tokens to features."
+    "Tokens to features."
     def __init__(
         self,
         width:int,  # E: features of a token
-        depth:int = 2,  # transformer layers
+        depth:int = 2,  # transformer layers; 0: none
+        units:int = 256,  # what texts are made of: bytes, or the units of a vocabulary
+        positions:bool = True,  # the place of a token in its text is a part of it
     ):
         super().__init__()
-        self.embed = nn.Embedding(REPEAT + 1, width)
+        self.positions = positions
+        self.repeat = units + 3  # after BOS, EOS and PAD
+        self.embed = nn.Embedding(self.repeat + 1, width)
         nn.init.normal_(self.embed.weight, std=0.5)  # beside positions whose features are of order 1
-        layer = nn.TransformerEncoderLayer(
-            width,
-            _text_heads(width),
-            dim_feedforward=4*width,
-            dropout=0.,
-            activation='gelu',
-            batch_first=True,
-            norm_first=True,
-        )
-        self.layers = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.layers = _transformer(width, depth) if depth else nn.LayerNorm(width)
 
     def forward(self, ids:Tensor, mask:Tensor) -> Tensor:  # (B, M) int64 and bool -> (B, M, E)
-        place = sincos(torch.arange(ids.shape[1], device=ids.device), self.embed.embedding_dim, 100)  # (M, E)
+        x = self.embed(ids)  # (B, M, E)
+        if self.positions: x = x + sincos(torch.arange(ids.shape[1], device=ids.device), x.shape[-1], 100)
         repeats = F.pad(ids[:, 1:] == ids[:, :-1], (1, 0))[..., None]  # (B, M, 1)
-        x = self.embed(ids) + place + repeats*self.embed.weight[REPEAT]  # (B, M, E)
+        x = x + repeats*self.embed.weight[self.repeat]  # (B, M, E)
+        if isinstance(self.layers, nn.LayerNorm): return self.layers(x)
         return self.layers(x, src_key_padding_mask=~mask)  # (B, M, E)
 
 # %% ../nbs/01a_text.ipynb #037-01
