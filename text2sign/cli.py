@@ -25,6 +25,7 @@ SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 def output_paths(texts: list[str],  # one for each clip
                  out: str = '',  # as asked for; '': into outputs/ of the workspace
                  kind: str = '',  # such as '-rendered': what is put behind a text to make a name
+                 formats=FORMATS,  # that can be written
                 ) -> list[Path]:  # one for each text
     "Raises ValueError for a format that cannot be written, and for one file for several clips."
     from text2sign.core import workspace
@@ -33,8 +34,8 @@ def output_paths(texts: list[str],  # one for each clip
     if not path.suffix or path.is_dir():
         numbers = [f'{i:03d}-' if len(texts) > 1 else '' for i in range(len(texts))]
         return [path/f'{number}{slug(text)}{kind}.mp4' for number, text in zip(numbers, texts)]
-    if path.suffix.lower() not in FORMATS:
-        raise ValueError(f'--out {out}: use a file that ends in {", ".join(FORMATS)}, or a folder')
+    if path.suffix.lower() not in formats:
+        raise ValueError(f'--out {out}: use a file that ends in {", ".join(formats)}, or a folder')
     if len(texts) > 1: raise ValueError(f'--out {out} is one file for {len(texts)} clips: give a folder')
     return [path]
 
@@ -71,18 +72,15 @@ class ClipWriter:
 
 # %% ../nbs/09a_cli.ipynb #056-09a
 def _run_render(a) -> None:  # a: parsed arguments
-    "Draw words."
-    from text2sign.lexicon import frames_needed
-    from text2sign.words import spell
-    lengths = [a.frames or frames_needed(word) for word in a.words]
-    paths = output_paths(a.words, a.out, '-rendered')
+    "Draw words, or recorded poses."
+    from text2sign.drawing import draw_pose, draw_words, save_drawing
+    if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
+    paths = output_paths([Path(file).stem for file in a.pose] or a.words, a.out, '-rendered', (*FORMATS, '.pose'))
     check_writable(paths)
-    longest = a.frames or max(lengths)
-    clips = spell(a.words, longest, a.size, a.crop, a.seed, a.language, cache=False, progress=False)
-    writer = ClipWriter(paths, fps=clips.fps)
-    for i, word in enumerate(clips.texts):
-        about = dict(text=word, seed=a.seed, language=a.language, crop=a.crop, source='rendered')
-        writer.write_clip(i, clips.frames[i][:lengths[i]], about)
+    size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else 'hand')
+    drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
+    if a.words: drawings = draw_words(a.words, size, crop, a.seed, a.language, a.frames)
+    for drawing, path in zip(drawings, paths): print(save_drawing(drawing, path))
 
 # %% ../nbs/09a_cli.ipynb #texts-09a
 def _read_lines(path: str | Path) -> list[str]:  # without empty ones
@@ -339,10 +337,11 @@ def _add_check(p) -> None:
     p.add_argument('--device', default='auto', metavar='NAME', help=_DEVICE)
 
 def _add_render(p) -> None:
-    p.add_argument('words', nargs='+', metavar='WORD', help='what to draw, one clip each')
+    p.add_argument('words', nargs='*', metavar='WORD', help='what to draw, one clip each')
+    p.add_argument('--pose', action='append', default=[], metavar='FILE', help='a recorded .pose file; may be repeated')
     _add_drawing(p)
-    p.add_argument('--size', type=int, default=64, help='pixels along one side, 32 to 512')
-    p.add_argument('--crop', default='hand', metavar='NAME', help='hand, bust or upper')
+    p.add_argument('--size', type=int, help='pixels along one side, 32 to 512; without it 64, and 128 for poses')
+    p.add_argument('--crop', metavar='NAME', help='hand, bust, upper or signer; without it hand, and signer for poses')
     p.add_argument('--language', default='ase', metavar='CODE',
                    help='ISO 639-3 code of the alphabet, such as ase, gsg, ukl (a wrong one lists all)')
 
@@ -385,8 +384,9 @@ COMMANDS['check'] = Command(
     ['check fs-ase', 'check TinyDiT-D14.pt --data latents.npz'],
     _add_check, _run_check)
 COMMANDS['render'] = Command(
-    'draw words with the renderer, without any model', 'Prints the path of each clip.',
-    ['render HELLO --out hello.mp4', 'render HALLO --language gsg --crop bust --size 128'],
+    'draw words or poses with the renderer, without any model',
+    'Prints the path of each clip. --out may also end in .pose.',
+    ['render HELLO --out hello.mp4', 'render HALLO --language gsg --crop bust --size 128', 'render --pose sign.pose'],
     _add_render, _run_render)
 
 # %% ../nbs/09a_cli.ipynb #070-09a

@@ -105,7 +105,7 @@ def _with_text(sources: list) -> tuple:  # sources, problems
     problems = [(source.name, 'it has no text') for source in sources if not source.text]
     return [source for source in sources if source.text], problems
 
-
+# %% ../nbs/00bb_pose_sources.ipynb #src-keypoint-folders
 def _frame_number(path: Path) -> tuple:  # 2.npy comes before 10.npy
     return (0, int(path.stem), '') if path.stem.isdigit() else (1, 0, path.stem)
 
@@ -188,15 +188,29 @@ def holds_takes(path) -> bool:  # is it an .npz of keypoints?
     except (OSError, ValueError):
         return False
 
-# %% ../nbs/00bb_pose_sources.ipynb #src-find
-def holds_poses(path) -> bool:  # are there poses in this folder or file, and no videos listed by it?
+# %% ../nbs/00bb_pose_sources.ipynb #src-holds
+_VIDEOS = ('.mp4', '.webm', '.mov', '.m4v', '.mkv', '.avi', '.gif')
+
+
+def _lists_poses(path: Path) -> bool:  # is it a table whose first files are .pose?
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            rows = [row for row, _ in zip(csv.DictReader(file), range(20))]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return any((row.get('path') or '').endswith('.pose') for row in rows)
+
+
+def holds_poses(path) -> bool:  # are there poses in this folder or file, and no videos?
     path = Path(path)
-    if path.is_dir():
-        kinds = ('*.pose', '*.npy')
-        return (path / 'index.csv').exists() or any(_visible(path, kind) for kind in kinds)
-    return path.suffix == '.pose' or path.name == 'index.csv' or path.suffix == '.npz' and holds_takes(path)
+    if not path.is_dir():
+        return path.suffix == '.pose' or path.suffix == '.npz' and holds_takes(path) or _lists_poses(path)
+    if _lists_poses(path / 'index.csv'):
+        return True
+    kinds = {file.suffix.lower() for file in path.rglob('*') if file.is_file()}
+    return bool(kinds & {'.pose', '.npy'}) and not kinds & set(_VIDEOS)
 
-
+# %% ../nbs/00bb_pose_sources.ipynb #src-find
 def find_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME.npy, an .npz of takes, a .pose file
                language: str = '',  # of a lexicon: only this ISO 639-3 code
                ) -> tuple:  # list of `PoseSource`, list of (name, reason)

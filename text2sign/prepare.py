@@ -99,11 +99,20 @@ def _no_score(settings: Settings) -> int:
                          'leave it out')
     return 0
 
+# %% ../nbs/05g_prepare.ipynb #poses-05g
+def _pose_data(settings: Settings, path) -> Clips:
+    "Recorded people as the mannequin: whole signers, not hands, unless another crop was asked for."
+    from text2sign.poses import read_poses
+    crop = 'signer' if settings.crop == Settings.crop else settings.crop
+    return read_poses(path, settings.frames, settings.size, crop, settings.fps, look=settings.look, least=2)
+
 # %% ../nbs/05g_prepare.ipynb #own-05g
 def _own_data(settings: Settings, path) -> TrainingData:
-    "Somebody's own clips: a folder of videos, a .csv that lists them, or saved `Clips`."
+    "Somebody's own clips: a folder of videos or of poses, a .csv that lists them, takes, or saved `Clips`."
+    from text2sign.pose_sources import holds_poses
     from text2sign.videos import read_videos, split
-    if path.suffix.lower() == '.npz': clips = Clips.load(path)
+    if holds_poses(path): clips = _pose_data(settings, path)
+    elif path.suffix.lower() == '.npz': clips = Clips.load(path)
     else: clips = read_videos(path, frames=settings.frames, size=settings.size, fps=settings.fps, fit=settings.framing)
     limit = 1. if clips.frames.dtype == np.uint8 else np.inf
     check_data(clips.frames, clips.names, limits=(-limit, limit))

@@ -38,7 +38,7 @@ class Settings:
     pretrained: str = _setting('fs-ase', 'start from this image or video checkpoint; empty: from random weights')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
-    data: str = _setting('ase', 'ISO 639-3 code of an embedded corpus, or your own: folder of videos, .csv, .npz')
+    data: str = _setting('ase', 'ISO 639-3 code of an embedded corpus, or your own: folder (videos, poses), .csv, .npz')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
@@ -46,7 +46,7 @@ class Settings:
     words: int = _setting(600, 'training words')
     max_letters: int = _setting(3, 'longest training word; n letters need 5n-1 frames')
     look: str = _setting('mint', "colours of the corpus: day (the shipped model's) or mint")
-    crop: str = _setting('hand', 'hand, bust or upper')
+    crop: str = _setting('hand', 'hand, bust, upper or signer; poses: signer')
     size: int = _setting(64, 'pixels along one side, 32 to 512')
     frames: int = _setting(14, 'frames of a clip')
     frame_chunk: int = _setting(0, 'frames at a time through the spatial layers, to save memory; 0: all at once')
@@ -209,13 +209,14 @@ def resolve_data(data: str,  # the setting
         raise ValueError(f'data={data} is one {path.suffix or "nameless"} file: give the folder of the videos and '
                          'their texts, a .csv that lists them, or saved Clips (.npz)')
     if kind == '.npz' and not _holds_clips(path):
-        raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed')
+        raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed, or takes of keypoints')
     return path
 
 # %% ../nbs/05f_settings.ipynb #holds-clips-05f
 def _holds_clips(path: Path) -> bool:
     if not zipfile.is_zipfile(path): return False
-    return {'frames.npy', 'texts.npy'} <= set(zipfile.ZipFile(path).namelist())
+    names = set(zipfile.ZipFile(path).namelist())
+    return {'frames.npy', 'texts.npy'} <= names or {'keypoints.npy', 'words.npy'} <= names
 
 # %% ../nbs/05f_settings.ipynb #check-05f
 _AT_LEAST_1 = ('words', 'frames', 'patch_size', 'width', 'depth', 'heads', 'image_batch', 'batch', 'accumulation',
