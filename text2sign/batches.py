@@ -11,6 +11,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
+from .axis import Text, crop_text, even_places, tokens_near
 from .clips import Clips
 from .core import generator
 from .diffusion import expand_as_batch
@@ -29,22 +30,29 @@ class Batches:
         drop: float = 0.1,  # share of conditions that are replaced by "none"
         tokenize=tokenize,  # texts -> two tensors with a row for each, such as `model.tokenize`
         null: int | None = None,  # the class for "none", `model.classes`; default: the one after the letters
+        window: int = 0,  # frames: the items are windows of clips, with places on the text's axis; 0: whole clips
     ):
         if batch < 1: raise ValueError(f'batch is {batch}: at least 1 item a step is needed')
         self.images, self.batch, self.seed, self.drop = images, batch, seed, drop
         self.device, self.names, self.orders = torch.device(device), clips.names, {}
         self.null = len(clips.alphabet) + 1 if null is None else null
         self.frames, self.std = (_channels_first(array, device) for array in (clips.frames, clips.std))
+        self.window = 0
         if images: self._index_images(clips)
         else: self._index_clips(clips, tokenize)
+        if window and not images: self._index_windows(clips, min(window, clips.frames.shape[1]))
 
 # %% ../nbs/05a_batches.ipynb #a-index
 def _channels_first(
     frames,  # (N, T, H, W, C), or None
     device,
 ):  # tensor (N, T, C, H, W) of the same type, or None
+    "A few clips at a time: what does not fit twice has room enough."
     if frames is None: return None
-    return torch.from_numpy(frames).movedim(-1, 2).contiguous().to(device)
+    source = torch.from_numpy(frames).movedim(-1, 2)
+    out = torch.empty(source.shape, dtype=source.dtype, device=device)
+    for mine, part in zip(out.split(256), source.split(256)): mine.copy_(part)
+    return out
 
 @patch
 def _index_images(self: Batches, clips: Clips) -> None:
@@ -63,7 +71,8 @@ def _index_images(self: Batches, clips: Clips) -> None:
 @patch
 def _index_clips(self: Batches, clips: Clips, tokenize) -> None:
     "Each clip is an item."
-    tensors = tokenize([*clips.texts, ''])  # the last row is the empty text
+    languages = {} if clips.languages is None else dict(languages=[*clips.languages, clips.languages[0]])
+    tensors = tokenize([*clips.texts, ''], **languages)  # the last row is the empty text
     self.texts = [tensor.to(self.device) for tensor in tensors]  # (N + 1, M, ...) twice
     self.rows = torch.arange(len(clips.frames), device=self.device)  # (n,) of `frames`
     self.n = len(self.rows)
@@ -97,20 +106,25 @@ def __call__(
     items = self.items(step)
     g = generator(self.device, self.seed, 2, step)
     dropped = torch.rand(self.batch, generator=g, device=self.device) < self.drop
-    return self._sample(self.rows[items], g), self._condition(items, dropped)
+    cond = self._condition(items, dropped)
+    if not self.window: return self._sample(self.rows[items], g), cond
+    at = self._window_frames(items, step)  # (B, W)
+    text = Text(*cond, self.places[items[:, None], at])
+    return self._sample(self.rows[items][:, None] + at, g), tuple(crop_text(text, self.tokens))
 
 # %% ../nbs/05a_batches.ipynb #a-sample
 @patch
 def _sample(
     self: Batches,
-    rows: Tensor,  # (B,) of `frames`
+    rows: Tensor,  # (B,) of `frames`, or (B, W)
     g:torch.Generator,
 ) -> Tensor:  # (B, [T,] C, H, W) float32
-    x = self.frames.index_select(0, rows)
+    x = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     if x.dtype == torch.uint8: return x/127.5 - 1
     if self.std is None: return x.float()
     noise = torch.randn(x.shape, generator=g, device=self.device)
-    return x.float() + self.std.index_select(0, rows).float()*noise
+    std = self.std.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return x.float() + std.float()*noise
 
 # %% ../nbs/05a_batches.ipynb #a-condition
 @patch
@@ -121,6 +135,48 @@ def _condition(
 ):  # classes (B,), or the text's tensors
     if self.images: return torch.where(dropped, self.null, self.labels[items])
     return tuple(torch.where(expand_as_batch(dropped, text), text[-1], text[items]) for text in self.texts)
+
+# %% ../nbs/05a_batches.ipynb #a-window
+_HELD = 3  # frames after the end of a clip that are trained on
+
+@patch
+def _index_windows(
+    self: Batches,
+    clips: Clips,
+    window: int,  # frames, at most those of a clip
+) -> None:
+    "Frames one by one, where each stands on the axis, and how many tokens a window needs."
+    N, T = clips.frames.shape[:2]
+    self.window, self.rows = window, self.rows*T
+    self.frames = self.frames.flatten(0, 1)  # (N*T, C, H, W)
+    if self.std is not None: self.std = self.std.flatten(0, 1)
+    self.lengths = torch.as_tensor(clips.lengths, device=self.device)  # (N,)
+    mask = self.texts[1]  # (N + 1, M)
+    if clips.places is None: self.places = even_places(mask[:-1], T, self.lengths)
+    else: self.places = torch.as_tensor(clips.places, device=self.device)  # (N, T)
+    span = self.places[:, window - 1:] - self.places[:, :T - window + 1]  # (N, starts)
+    self.tokens = min(mask.shape[1], tokens_near(span.max().item()))
+
+# %% ../nbs/05a_batches.ipynb #a-window-frames
+@patch
+def _window_frames(self: Batches, items: Tensor, step: int) -> Tensor:  # (B,) -> (B, W) frames of each clip
+    "Any start is as likely as any other, among those whose window ends with the clip at the latest."
+    starts = (self.lengths[items] - self.window).clamp(min=0) + 1  # (B,) how many there are
+    g = generator(self.device, self.seed, 4, step)
+    u = torch.rand(self.batch, generator=g, device=self.device)
+    first = (u*starts).long().minimum(starts - 1)
+    return first[:, None] + torch.arange(self.window, device=self.device)
+
+@patch
+def weights(
+    self: Batches,
+    step: int,
+) -> Tensor | None:  # (B, W) float32, 0 or 1; None: all frames count
+    "Which frames of a batch count in the loss."
+    if not self.window or int(self.lengths.min()) + _HELD >= self.places.shape[1]: return None
+    items = self.items(step)
+    counted = self.lengths[items][:, None] + _HELD  # (B, 1)
+    return (self._window_frames(items, step) < counted).float()
 
 # %% ../nbs/05a_batches.ipynb #a-rows
 def cond_rows(

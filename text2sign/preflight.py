@@ -166,19 +166,24 @@ def preflight(
 ) -> list[Check]:
     "Train on one batch, check, take it back. Raises ValueError after the first step, or for NaN and Inf at the start."
     if trainer.step: raise ValueError(f'the preflight runs before the first step, not at step {trainer.step}')
-    x, cond, t, eps = _first_items(trainer.prepare_batch(batches, 0)[0], items)
+    microbatch = _first_items(trainer.prepare_batch(batches, 0)[0], items)
+    x, cond, t, eps, *_ = microbatch
     xt = trainer.objective.add_noise(x, eps, t)
     if found := first_nonfinite(trainer.model, xt, t, cond): raise ValueError(f'before the first step: {found}')
     try:
-        checks = training_capability(trainer, (x, cond, t, eps), steps)
-        with torch.no_grad(): outs = [trainer.model(xt, t, [text]*len(x)).float() for text in ('A', 'BC')]
+        checks = training_capability(trainer, microbatch, steps)
+        with torch.no_grad(): outs = [trainer.model(xt, t, text).float() for text in _two_texts(trainer.model, cond)]
     finally: _put_back(trainer)
     return checks + output_quality(*outs)
 
 # %% ../nbs/05e_preflight.ipynb #e-preflight-parts
 def _first_items(microbatch: tuple, items: int) -> tuple:
-    x, cond, t, eps = microbatch
-    return x[:items], cond_rows(cond, 0, items), t[:items], eps[:items]
+    return tuple(cond_rows(part, 0, items) for part in microbatch)
+
+def _two_texts(model, cond) -> tuple:  # conditions of all items
+    "Two of one and two letters; where a vocabulary may not have these, what the items have, and none."
+    if not model.config.vocabulary: return ['A']*len(cond[0]), ['BC']*len(cond[0])
+    return cond, None
 
 def _put_back(trainer: Trainer) -> None:
     for name, p in trainer.ema.live.items(): p.data.copy_(trainer.ema.mean[name])

@@ -146,7 +146,7 @@ def warm_up(tr: Trainer, batches: Batches) -> float:  # seconds it took
     if tr.graph: return 0.
     start = time.perf_counter()
     microbatches = tr.prepare_batch(batches, tr.step)
-    x, _, t, eps = microbatches[0]
+    x, _, t, eps, *_ = microbatches[0]
     tr.add_noise(x, eps, t)  # tables of the objective move to the device now, and not during a capture
     _compile(tr, 0 if batches.images else tr.recipe.frame_chunk)
     try:

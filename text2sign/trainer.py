@@ -70,6 +70,7 @@ class ValLoss:
     ):
         self.objective, self.chunk = objective, chunk
         self.x, self.cond = batches(step)
+        self.weights = batches.weights(step)
         g, n = generator('cpu', 9, step), len(self.x)
         u = (torch.randperm(n, generator=g) + 0.5)/n  # the middles of n strata of [0, 1)
         self.t = objective.sample_t(u).to(self.x.device)
@@ -92,7 +93,8 @@ def _losses(self: ValLoss, model, start, stop, kwargs) -> Tensor:  # (stop - sta
     x, eps, t = (tensor[start:stop] for tensor in (self.x, self.eps, self.t))
     xt = self.objective.add_noise(x, eps, t)
     out = model(xt, t, cond_rows(self.cond, start, stop), **kwargs)
-    return self.objective.loss(out, x, eps, t)
+    weights = () if self.weights is None else (self.weights[start:stop],)
+    return self.objective.loss(out, x, eps, t, *weights)
 
 # %% ../nbs/05b_trainer.ipynb #b-recipe
 @dataclass
@@ -199,13 +201,14 @@ def autocast(self: Trainer):
 def loss(
     self: Trainer,
     x: Tensor,  # (B, [T,] C, H, W) in [-1, 1]
-    cond,  # classes (B,), or a text's two tensors (B, M, ...)
+    cond,  # classes (B,), or a text's tensors (B, M, ...)
     t: Tensor,  # (B,) in [0, 1000)
     eps: Tensor,  # like x
+    *weights: Tensor,  # (B, T), where not all frames count alike
 ) -> Tensor:  # (B,) float32
     "One loss for each item."
     with self.autocast(): out = self.model(self.add_noise(x, eps, t), t, cond, **self.model_kwargs)
-    return self.item_loss(out, x, eps, t)
+    return self.item_loss(out, x, eps, t, *weights)
 
 # %% ../nbs/05b_trainer.ipynb #b-prepare
 @patch
@@ -213,7 +216,7 @@ def prepare_batch(
     self: Trainer,
     batches: Batches,
     step: int,
-) -> list:  # a microbatch (x, cond, t, eps) for each accumulation
+) -> list:  # a microbatch (x, cond, t, eps) for each accumulation, with weights where frames do not count alike
     "This process's microbatches of a step. Raises ValueError for a batch that does not divide into equal ones."
     x, cond = batches(step)
     g = generator(self.device, self.recipe.seed, 3, step)
@@ -221,12 +224,11 @@ def prepare_batch(
     eps = torch.randn(x.shape, generator=g, device=self.device)
     size = self._microbatch_size(len(x))
     starts = range(self.rank*size, len(x), self.world*size)
-    return [_microbatch(x, cond, t, eps, start, start + size) for start in starts]
+    weights = batches.weights(step)
+    whole = (x, cond, t, eps) if weights is None else (x, cond, t, eps, weights)
+    return [tuple(cond_rows(part, start, start + size) for part in whole) for start in starts]
 
 # %% ../nbs/05b_trainer.ipynb #b-microbatch
-def _microbatch(x: Tensor, cond, t: Tensor, eps: Tensor, start: int, stop: int) -> tuple:  # (x, cond, t, eps)
-    return x[start:stop], cond_rows(cond, start, stop), t[start:stop], eps[start:stop]
-
 @patch
 def _microbatch_size(self: Trainer, batch: int) -> int:
     n = self.recipe.accumulation*self.world
