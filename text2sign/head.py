@@ -169,13 +169,13 @@ def _draw_mouth(canvas: Canvas, skin, head: Head, i: int) -> None:
     ink = tone(skin, .42)
     centre, rotation = head.centre[i], head.rotation(i)
     width, opening = .066 * head.width[i], head.opening[i]
-    if opening < .015:
+    if opening < .02:
         lips = oval([0, .108], (width, .045), (25, 155))
         canvas.line(centre + _on_face(lips, rotation), ink, .015)
         return
     lips = centre + _on_face(oval([0, .145], (.9 * width, .5 * opening + .008)), rotation)
-    canvas.polygon(lips, tone(skin, .3))
-    canvas.line(lips, ink, .015, closed=True)
+    canvas.polygon(lips, (105, 35, 35))
+    canvas.line(lips, ink, .012, closed=True)
 
 # %% ../nbs/00cb_head.ipynb #head-draw-all
 def draw_head(canvas: Canvas,

@@ -42,6 +42,7 @@ class _Job:
     smooth: float
     recorded_fps: float
     aspect: float
+    skip: int
 
 # %% ../nbs/00f_poses.ipynb #pos-framing
 _ZOOM = .75  # the camera steps back so far at most
@@ -97,19 +98,36 @@ def draw_source(source: PoseSource,  # of a .pose file
     style = Style() if seed is None else Style.sample(np.random.default_rng(seed))
     return recorded, render(motion, size, crop, framed(style, motion, crop))
 
+# %% ../nbs/00f_poses.ipynb #pos-jump
+_JUMP = 6  # times the usual step
+
+
+def _jumps_at_first(motion: Motion) -> bool:
+    steps = np.zeros(len(motion) - 1)
+    for part in ('right', 'left'):
+        if part in motion.parts():
+            wrist = getattr(motion, part)[:, 0, :2]
+            steps = np.maximum(steps, np.nan_to_num(np.linalg.norm(np.diff(wrist, axis=0), axis=1)))
+    return len(steps) > 3 and steps[0] > .15 and steps[0] > _JUMP * np.median(steps[1:])
+
 # %% ../nbs/00f_poses.ipynb #pos-draw
 _FORKED = []  # sources, for the processes that are forked from this one
 
 
-def _draw(job: _Job, source: PoseSource, index: int) -> tuple:  # uint8 (T,size,size,3); hand -> frames without it
+def _draw(job: _Job, source: PoseSource, index: int) -> tuple:
+    "Frames uint8 (T,size,size,3), hand -> frames in which it was not seen, does the first frame stand apart?"
     recorded = read_motion(source, job.recorded_fps, job.aspect)
+    if job.skip >= len(recorded):
+        raise ValueError(f'it has {len(recorded)} frames, of which skip={job.skip} leaves none')
+    recorded = recorded[job.skip:]
     motion = _prepared(recorded, job.fps, job.gap, job.smooth)
     style = Style()
     if job.seed is not None:
         key = [job.seed, index, zlib.crc32(source.name.encode())]
         style = Style.sample(np.random.default_rng(key), job.wide, look=job.look)
     film = render(motion, job.size, job.crop, framed(style, motion, job.crop))
-    return film, {part: count for part, count in recorded.unseen().items() if count}
+    missing = {part: count for part, count in recorded.unseen().items() if count}
+    return film, missing, _jumps_at_first(recorded)
 
 
 def _draw_or_refuse(item) -> tuple:  # (job, index) -> what `_draw` gives; or the reason, a string
@@ -175,7 +193,9 @@ def _cut(self: PoseReport) -> list:  # a sentence, or none
     return [f'{long} are longer than {self.frames} frames and were cut: frames={max(self.lengths)} holds them all']
 
 # %% ../nbs/00f_poses.ipynb #pos-notes
-def _notes(sources: list) -> list:  # sentences about words and signers
+def _notes(sources: list,  # that were read
+           jumps: int,  # in how many the first frame stands apart
+           ) -> list:  # sentences
     counts = Counter(source.text for source in sources)
     single = sorted(text for text, count in counts.items() if count == 1)
     signers = {source.signer for source in sources} - {''}
@@ -183,25 +203,28 @@ def _notes(sources: list) -> list:  # sentences about words and signers
     if single and len(counts) > 1:
         some = ', '.join(single[:8]) + (', ...' if len(single) > 8 else '')
         notes.append(f'{len(single)} words have one take only: {some}')
+    if jumps:
+        notes.append(f'in {jumps} clips the first frame stands far from the second: skip=1 leaves it out')
     return notes
 
 # %% ../nbs/00f_poses.ipynb #pos-gather
 def _gather(sources: list, problems: list, job: _Job, frames: int | None, workers: int, progress: bool) -> tuple:
     "Draw all sources. Returns `Clips`, or None without a good one, and the report."
-    films, kept, unseen, lengths, problems = [], [], {}, [], list(problems)
+    films, kept, unseen, lengths, jumps, problems = [], [], {}, [], 0, list(problems)
     drawn = _draw_all(job, sources, workers)
     for source, result in zip(sources, tqdm(drawn, total=len(sources), desc='drawing poses', disable=not progress)):
         if isinstance(result, str):
             problems.append((source.name, result))
             continue
-        film, missing = result
+        film, missing, jumped = result
+        jumps += jumped
         films.append(film[:frames])
         lengths.append(len(film))
         kept.append(source)
         if missing:
             unseen[source.name] = missing
     count = frames or max(lengths, default=0)
-    report = PoseReport(len(kept), problems, unseen, lengths, count, _notes(kept))
+    report = PoseReport(len(kept), problems, unseen, lengths, count, _notes(kept, jumps))
     return (_stack(films, kept, count, job.fps) if kept else None), report
 
 # %% ../nbs/00f_poses.ipynb #pos-stack
@@ -248,9 +271,11 @@ def _choose_aspect(sources: list, aspect: float | None) -> tuple:  # width by he
     some = []
     for source in arrays[::max(1, len(arrays) // 50)]:
         try:
-            some.append(load_points(source)[:, :132])
-        except (ValueError, IndexError):
+            points = load_points(source)
+        except ValueError:
             continue  # is named when it is read
+        if points.ndim == 2 and points.shape[1] >= 132:
+            some.append(points)
     name = guess_aspect(some)
     return ASPECTS[name], [f'pictures taken to be {name}, to which the heads fit; aspect=... sets it']
 
@@ -275,6 +300,7 @@ def read_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
                smooth: float = 0.,  # seconds: standard deviation of a Gaussian; 0: as recorded
                recorded_fps: float | None = None,  # of keypoint arrays, which do not say it; None: fps
                aspect: float | None = None,  # width by height of their pictures; None: guessed from the heads
+               skip: int = 0,  # frames at the start of each recording that are left out
                least: int = 1,  # fewer good clips than this are an error
                workers: int | None = None,  # processes; None: as many as the work is worth
                cache: bool = True,  # keep the set in `cache_dir()`
@@ -286,7 +312,7 @@ def read_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
     sources, problems = find_poses(path, language)
     sources = [source for source in sources if only is None or source.text in only]
     aspect, notes = _choose_aspect(sources, aspect)
-    job = _Job(size, crop, float(fps), seed, look, wide, gap, smooth, float(recorded_fps or fps), aspect)
+    job = _Job(size, crop, float(fps), seed, look, wide, gap, smooth, float(recorded_fps or fps), aspect, skip)
     workers = workers or min(cpu_count(), 1 + len(sources) // 50)
     kept_path = _cache_path(sources, problems, job, frames) if cache and sources else None
     kept = _load_kept(kept_path) if kept_path else None

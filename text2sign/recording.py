@@ -97,20 +97,28 @@ def _openpose(fps: float, points, known: dict) -> Recording:
     return Recording(fps, body, **hands)
 
 # %% ../nbs/00ba_recording.ipynb #rec-read-recording
-def read_recording(path,  # a .pose file
-                   ) -> Recording:
-    "The landmarks of a file. Raises ValueError for one that is empty, damaged or of another layout."
+def _parse(path):  # -> a `pose_format.Pose`
+    "Raises ValueError for a file that is empty, damaged, or without frames."
     from pose_format import Pose
     content = Path(path).read_bytes()
     if not content:
         raise ValueError('the file is empty')
     try:
         pose = Pose.read(content)
-        known = _components(pose)
     except Exception as error:  # whatever a reader of binary data runs into
         raise ValueError(f'not a .pose file ({type(error).__name__})') from None
     if not len(pose.body.data) or not pose.body.data.shape[1]:
         raise ValueError('there is no frame in it')
+    if not 0 < pose.body.fps < 1000:
+        raise ValueError(f'it says {pose.body.fps:g} frames a second')
+    return pose
+
+# %% ../nbs/00ba_recording.ipynb #rec-read-recording-2
+def read_recording(path,  # a .pose file
+                   ) -> Recording:
+    "The landmarks of a file. Raises ValueError for one that is empty, damaged or of another layout."
+    pose = _parse(path)
+    known = _components(pose)
     layouts = dict(POSE_LANDMARKS=_holistic, pose_keypoints_2d=_openpose)
     for component, layout in layouts.items():
         if component in known:
