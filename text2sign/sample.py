@@ -17,7 +17,7 @@ from .diffusion import Epsilon, Flow, expand_as_batch, get_objective
 from .dit import DiT, ModelConfig
 from .fuse import CUDAGraph, compile_blocks, fuse
 from .latents import decode_latents, load_vae
-from .lexicon import frames_needed, upper
+from .spelling import frames_needed, split_letters
 from .video import VideoDiT
 
 # %% ../nbs/06_sample.ipynb #005-06
@@ -195,21 +195,17 @@ def check_text(
     text: str,
     alphabet,  # the letters it spells; (): the model takes anything
 ) -> str:  # in the alphabet's case
-    "Raises ValueError naming a character that the model cannot spell."
-    if not alphabet:
+    "Raises ValueError naming a character that the model cannot spell. No text at all stays no text."
+    if not alphabet or not text:
         return text
-    text = upper(text, alphabet)
-    for ch in text:
-        if ch not in alphabet:
-            raise ValueError(f'{ch!r} in {text!r} cannot be spelled by this model; its alphabet is {" ".join(alphabet)}')
-    return text
+    return ''.join(split_letters(text, alphabet, 'this model'))
 
 
 def clip_frames(config: ModelConfig, text: str) -> int:
     "Frames of a text's clip: what its letters need, and without letters the model's own number."
     if not text or not config.alphabet:
         return config.frames
-    return frames_needed(check_text(text, config.alphabet))
+    return frames_needed(split_letters(text, config.alphabet, 'this model'))
 
 # %% ../nbs/06_sample.ipynb #plan-06
 def _plan_batches(
