@@ -77,7 +77,7 @@ def _run_render(a) -> None:  # a: parsed arguments
     if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
     paths = output_paths([Path(file).stem for file in a.pose] or a.words, a.out, '-rendered', (*FORMATS, '.pose'))
     check_writable(paths)
-    size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else 'hand')
+    size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else '')
     drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
     if a.words: drawings = draw_words(a.words, size, crop, a.seed, a.language, a.frames)
     for drawing, path in zip(drawings, paths): print(save_drawing(drawing, path))
@@ -341,7 +341,7 @@ def _add_render(p) -> None:
     p.add_argument('--pose', action='append', default=[], metavar='FILE', help='a recorded .pose file; may be repeated')
     _add_drawing(p)
     p.add_argument('--size', type=int, help='pixels along one side, 32 to 512; without it 64, and 128 for poses')
-    p.add_argument('--crop', metavar='NAME', help='hand, bust, upper or signer; without it hand, and signer for poses')
+    p.add_argument('--crop', metavar='NAME', help='hand, bust, upper or signer; without it hand, and signer for two hands and poses')
     p.add_argument('--language', default='ase', metavar='CODE',
                    help='ISO 639-3 code of the alphabet, such as ase, gsg, ukl (a wrong one lists all)')
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .clips import FPS
 from .export import save_clip
-from .lexicon import frames_needed, load_lexicon, word_motion
+from .lexicon import load_lexicon, spell_motion
 from .motion import Motion
 from .pose_sources import find_poses
 from .poses import draw_source, write_pose
@@ -54,21 +54,28 @@ def draw_pose(path,  # a .pose file
     return Drawing(source.text, film[:frames], motion, FPS, about)
 
 # %% ../nbs/06b_drawing.ipynb #drw-words
-def draw_words(words: list,
+def _spelled(text: str, language: str, frames: int | None) -> Motion:
+    hands = spell_motion(load_lexicon(language), text, frames)[0]
+    return hands if isinstance(hands, Motion) else Motion(FPS, hands)
+
+
+def draw_words(texts: list,  # words, or phrases with spaces
                size: int = 64,
-               crop: str = 'hand',
+               crop: str = '',  # '': 'hand', and 'signer' for alphabets of two hands
                seed: int = 0,
                language: str = 'ase',  # ISO 639-3
                frames: int | None = None,  # of each; None: as many as its text needs
                ) -> list:  # of `Drawing`
-    "Spelled words. Raises ValueError for what cannot be spelled, does not fit or is unknown."
-    lengths = [frames or frames_needed(word) for word in words]
-    clips = spell(words, max(lengths), size, crop, seed, language, cache=False, progress=False)
+    "Spelled texts. Raises ValueError for what cannot be spelled, does not fit or is unknown."
+    motions = [_spelled(text, language, frames) for text in texts]
+    two_handed = any(len(motion.parts()) > 1 for motion in motions)
+    crop = crop or ('signer' if two_handed else 'hand')
+    longest = max(map(len, motions))
+    clips = spell(texts, longest, size, crop, seed, language, cache=False, progress=False)
     drawings = []
-    for word, film, length in zip(clips.texts, clips.frames, lengths):
-        hand, _ = word_motion(load_lexicon(language), word, length)
-        about = dict(text=word, seed=seed, language=language, crop=crop, source='rendered')
-        drawings.append(Drawing(word, film[:length], Motion(FPS, hand), clips.fps, about))
+    for text, film, motion in zip(clips.texts, clips.frames, motions):
+        about = dict(text=text, seed=seed, language=language, crop=crop, source='rendered')
+        drawings.append(Drawing(text, film[:len(motion)], motion, clips.fps, about))
     return drawings
 
 # %% ../nbs/06b_drawing.ipynb #drw-save

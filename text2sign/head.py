@@ -39,8 +39,11 @@ def at_rest(cls: Head,
             count: int,  # frames
             ) -> Head:
     centre = np.repeat(HEAD[None], count, 0)
-    still = np.zeros((3, count))
-    return cls(centre, *still, np.zeros((count, 2)), np.ones((count, 2)), np.zeros(count), np.ones(count))
+    turn, nod, tilt, opening = np.zeros((4, count))
+    brows = np.zeros((count, 2))
+    lids = np.ones((count, 2))
+    width = np.ones(count)
+    return cls(centre, turn, nod, tilt, brows, lids, opening, width)
 
 # %% ../nbs/00cb_head.ipynb #head-read-turn
 _LIMIT = np.array([45, 30, 40])  # degrees: turn, nod, tilt of what is drawn
@@ -51,9 +54,10 @@ def _turned(x,  # (T,2)
             degrees,  # (T,): clockwise in the picture
             ) -> np.ndarray:
     angle = np.deg2rad(degrees)
-    across = x[:, 0] * np.cos(angle) - x[:, 1] * np.sin(angle)
-    down = x[:, 0] * np.sin(angle) + x[:, 1] * np.cos(angle)
-    return np.stack([across, down], 1)
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    across, down = x.T
+    return np.stack([across * cos - down * sin, across * sin + down * cos], 1)
 
 # %% ../nbs/00cb_head.ipynb #head-read-angles
 def _read_angles(head: Head, nose, left, right) -> float:  # (T,2) each -> the size of the head
@@ -78,8 +82,10 @@ def _read_face(head: Head,
                ) -> None:
     "Brows, lids and mouth, in place."
     def distance(a, b):
-        return np.linalg.norm(face[:, a] - face[:, b], axis=-1) / size
-    face = np.concatenate([face, (face[:, [6, 10]] + face[:, [9, 13]]) / 2], 1)  # and the middle of each eye
+        gap = face[:, a] - face[:, b]
+        return np.linalg.norm(gap, axis=-1) / size
+    eyes = (face[:, [6, 10]] + face[:, [9, 13]]) / 2  # the middle of each: points 18 and 19
+    face = np.concatenate([face, eyes], 1)
     raised = np.stack([distance(18, 1), distance(19, 4)], 1) - _BROW
     opened = np.stack([distance(7, 8), distance(11, 12)], 1) / _LID
     head.brows = (1.6 * raised).clip(-.03, .06)  # a little more than recorded, to be seen
@@ -173,7 +179,8 @@ def _draw_mouth(canvas: Canvas, skin, head: Head, i: int) -> None:
         lips = oval([0, .108], (width, .045), (25, 155))
         canvas.line(centre + _on_face(lips, rotation), ink, .015)
         return
-    lips = centre + _on_face(oval([0, .145], (.9 * width, .5 * opening + .008)), rotation)
+    axes = (.9 * width, .5 * opening + .008)
+    lips = centre + _on_face(oval([0, .145], axes), rotation)
     canvas.polygon(lips, (105, 35, 35))
     canvas.line(lips, ink, .012, closed=True)
 

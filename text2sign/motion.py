@@ -102,7 +102,8 @@ def _turned_bone(a, b,  # (length, unit direction) of a bone in two hands
     length_a, unit_a = a
     length_b, unit_b = b
     angle = np.arccos(np.clip(unit_a @ unit_b, -.999, .9999))
-    arc = np.sin((1 - u) * angle) * unit_a + np.sin(u * angle) * unit_b
+    from_a = np.sin((1 - u) * angle) * unit_a
+    arc = from_a + np.sin(u * angle) * unit_b
     length = length_a * (1 - u) + length_b * u
     return length * arc / np.sin(angle)
 
@@ -124,8 +125,12 @@ def between(a,  # (21,3): a hand
 # %% ../nbs/00b_motion.ipynb #mot-count
 @patch
 def unseen(self: Motion) -> dict:  # 'right' and 'left' -> number of frames in which a hand that takes part was not seen
-    hands = [name for name in ('right', 'left') if getattr(self, name) is not None]
-    return {name: int(np.isnan(getattr(self, name)).any((1, 2)).sum()) for name in hands}
+    counts = {}
+    for part in ('right', 'left'):
+        if part in self.parts():
+            missing = np.isnan(getattr(self, part)).any((1, 2))
+            counts[part] = int(missing.sum())
+    return counts
 
 # %% ../nbs/00b_motion.ipynb #mot-fill
 def fill_gaps(x,  # (T,n,k): NaN where unknown
@@ -138,11 +143,12 @@ def fill_gaps(x,  # (T,n,k): NaN where unknown
         known = np.flatnonzero(np.isfinite(column))
         if not len(known) or len(known) == len(column):
             continue
-        gap = np.arange(known[0], known[-1] + 1) if limit else np.arange(len(column))
+        gap = np.arange(len(column))
         if limit:
+            gap = gap[known[0]:known[-1] + 1]
             after = known[np.searchsorted(known, gap)]
             before = known[np.searchsorted(known, gap, 'right') - 1]
-            gap = gap[after - before - 1 <= limit]
+            gap = gap[after - before <= limit + 1]
         column[gap] = np.interp(gap, known, column[known])
     return out
 
@@ -173,7 +179,8 @@ def _fade(count: int, hold: int, move: int, before: bool, after: bool) -> tuple:
     "(count,) each: how far the hand before is down, how far the hand after is down, share of the hand after."
     steps = np.arange(1, count + 1)
     down = smoothstep(((steps - hold) / move).clip(0, 1))
-    share = smoothstep(((steps - steps.mean()) / (2 * hold + 1) + .5).clip(0, 1))
+    from_middle = (steps - steps.mean()) / (2 * hold + 1)
+    share = smoothstep((from_middle + .5).clip(0, 1))
     if not (before and after):
         share = np.full(count, float(after))
     return down, down[::-1], share
@@ -198,15 +205,18 @@ def _lower(motion: Motion, side: int, first: int, stop: int, hold: int, move: in
     hand = motion.right if side == 0 else motion.left
     if first == 0 and stop == len(hand):
         return
-    fade = _fade(stop - first, hold, move, first > 0, stop < len(hand))
+    before = first > 0
+    after = stop < len(hand)
+    fade = _fade(stop - first, hold, move, before, after)
+    down, up, _ = fade
     hand[first:stop] = _way(hand, first, stop, fade, lambda pose: _WRIST_REST[side] - pose[0])
-    hidden = np.full(stop - first, True)
-    for down, used in zip(fade[:2], (first > 0, stop < len(hand))):
-        hidden &= (down == 1) | (not used)
+    hidden = (down == 1) | (not before)
+    hidden &= (up == 1) | (not after)
     hand[first:stop][hidden] = np.nan
     if motion.body is not None:
-        elbow = motion.body[:, [ELBOWS[side]]]
-        motion.body[first:stop, [ELBOWS[side]]] = _way(elbow, first, stop, fade, lambda x: _ELBOW_REST[side] - x)
+        elbow = motion.body[:, [ELBOWS[side]]]  # a copy
+        way = _way(elbow, first, stop, fade, lambda place: _ELBOW_REST[side] - place)
+        motion.body[first:stop, [ELBOWS[side]]] = way
 
 # %% ../nbs/00b_motion.ipynb #mot-lower-4
 @patch
@@ -235,7 +245,8 @@ def resample(self: Motion, fps: float) -> Motion:
     share = (time - before)[:, None, None].astype(np.float32)
 
     def change(part):
-        return np.where(share < 1e-3, part[before], part[before] * (1 - share) + part[after] * share)
+        mixed = part[before] * (1 - share) + part[after] * share
+        return np.where(share < 1e-3, part[before], mixed)
 
     return replace(self.apply(change), fps=float(fps))
 
@@ -245,8 +256,9 @@ def smooth(self: Motion,
            seconds: float,  # standard deviation of the Gaussian
            ) -> Motion:
     "Weighted means over time of what was seen; what was not seen stays unknown."
-    distance = np.arange(len(self))[:, None] - np.arange(len(self))
-    weight = np.exp(-.5 * (distance / (seconds * self.fps))**2)
+    frame = np.arange(len(self))
+    distance = (frame[:, None] - frame) / (seconds * self.fps)
+    weight = np.exp(-.5 * distance**2)
 
     def change(part):
         known = np.isfinite(part).reshape(len(part), -1)
@@ -258,7 +270,10 @@ def smooth(self: Motion,
 
 # %% ../nbs/00b_motion.ipynb #mot-join
 def _whole(motion: Motion, parts: list) -> Motion:  # with NaN for the parts that it lacks
-    missing = {name: np.full((len(motion), _PARTS[name], 3), np.nan) for name in parts if name not in motion.parts()}
+    missing = {}
+    for name in parts:
+        if name not in motion.parts():
+            missing[name] = np.full((len(motion), _PARTS[name], 3), np.nan)
     return replace(motion, **missing)
 
 
@@ -266,7 +281,8 @@ def _transition(a,  # (n,3)
                 b,  # (n,3)
                 u,  # (M,) in [0,1]
                 ) -> np.ndarray:  # (M,n,3)
-    if len(a) == 21 and np.isfinite(a).all() and np.isfinite(b).all():
+    known = np.isfinite([a, b]).all()
+    if len(a) == 21 and known:
         return between(a, b, u)
     return a + u[:, None, None] * (b - a)
 
