@@ -75,7 +75,8 @@ def _run_render(a) -> None:  # a: parsed arguments
     "Draw words, or recorded poses."
     from text2sign.drawing import draw_pose, draw_words, save_drawing
     if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
-    paths = output_paths([Path(file).stem for file in a.pose] or a.words, a.out, '-rendered', (*FORMATS, '.pose'))
+    names = [Path(file).stem for file in a.pose] or _without_empty(a.words)
+    paths = output_paths(names, a.out, '-rendered', (*FORMATS, '.pose'))
     check_writable(paths)
     size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else '')
     drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
@@ -91,12 +92,16 @@ def _read_lines(path: str | Path) -> list[str]:  # without empty ones
     except UnicodeDecodeError: raise ValueError(f'{path} is no text in UTF-8') from None
     return [line.strip() for line in lines if line.strip()]
 
+def _without_empty(texts: list[str]) -> list[str]:  # the same
+    "Raises ValueError for a text without a letter."
+    if not all(text.strip() for text in texts): raise ValueError('there is no letter to spell in an empty text')
+    return texts
+
 def _requested_texts(a) -> list[str]:
     "`--text` and `--texts` together. Raises ValueError for none, or an empty one."
     texts = (a.text or []) + (_read_lines(a.texts) if a.texts else [])
     if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a word on each line')
-    if not all(text.strip() for text in texts): raise ValueError('there is no letter to spell in an empty text')
-    return texts
+    return _without_empty(texts)
 
 # %% ../nbs/09a_cli.ipynb #sample-09a
 def _run_sample(a) -> None:
@@ -108,8 +113,7 @@ def _run_sample(a) -> None:
     paths = output_paths(texts, a.out)
     model = load_video(a.checkpoint, pick_device(a.device))
     check_writable(paths)
-    warning = length_warning(model.config, texts)
-    if warning: print(f'text2sign: warning: {warning}', file=sys.stderr)
+    if warning := length_warning(model.config, texts): print(f'text2sign: warning: {warning}', file=sys.stderr)
     how = dict(steps=a.steps, guidance=a.guidance, seed=a.seed, sampler=a.sampler)
     writer = ClipWriter(paths, fps=model.config.fps, height=a.height, speed=a.speed)
     def on_clip(i, clip): writer.write_clip(i, clip, dict(text=texts[i]) | how | dict(checkpoint=str(a.checkpoint)))
@@ -142,8 +146,7 @@ def _clips_like(model,  # `VideoDiT`
     from text2sign.words import spell
     config, size, channels = model.config, model.size, model.channels
     if not data and channels != 3:
-        raise ValueError(f'this model works on latents of {channels} channels: '
-                         'give some of its size with --data clips.npz')
+        raise ValueError(f'this model works on latents of {channels} channels: give some with --data clips.npz')
     words = ['HI', 'ZOE', 'CAB', 'JO']
     look = dict(crop=config.crop or 'hand', language=config.language or 'ase', look=config.look)
     clips = Clips.load(data) if data else spell(words, 14, size, seed=1, **look, cache=False, progress=False)
@@ -188,10 +191,10 @@ def _check_comparable(path, config) -> None:  # a checkpoint and its `ModelConfi
     "Raises ValueError where the readers, or reference clips, cannot be compared with the model's clips."
     if config.language != 'ase':
         raise ValueError(f'{path} signs {config.language or "an unknown language"}; the readers know ase only')
-    missing = [name for name in ('crop', 'frames') if not getattr(config, name)]
+    missing = ' and its '.join(name for name in ('crop', 'frames') if not getattr(config, name))
     if missing:
-        raise ValueError(f'{path} does not say its {" and its ".join(missing)}, so no reference clips can be drawn '
-                         'to compare with: evaluate a model that train has made')
+        raise ValueError(f'{path} does not say its {missing}, so no reference clips can be drawn to compare with: '
+                         'evaluate a model that train has made')
 
 # %% ../nbs/09a_cli.ipynb #redraw-09a
 def _redraw(config, texts: list[str], frames: int):  # -> uint8 (N, T, H, W, 3)
@@ -250,8 +253,8 @@ def _how_to_resume(since: float,  # seconds since 1970
     times = {path.parent.name: path.stat().st_mtime for path in sorted(states, key=lambda path: path.stat().st_mtime)}
     saved = [name for name, changed in times.items() if changed >= since]
     name = saved[-1] if saved else resumed
-    command = f'; go on with: text2sign train --resume {name}' if name else ''
-    return ('saved' if saved else 'nothing new had been saved') + command
+    what = 'saved' if saved else 'nothing new had been saved'
+    return f'{what}; go on with: text2sign train --resume {name}' if name else what
 
 # %% ../nbs/09a_cli.ipynb #069-09a
 class _Parser(argparse.ArgumentParser):
