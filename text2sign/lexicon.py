@@ -362,9 +362,9 @@ def spell_motion(lexicon: Lexicon,
                  hold: int = HOLD,  # frames a letter is held
                  hop: float = 0.,  # sw: how high the hand lifts between equal letters; `HOP` can be seen
                  ) -> tuple:
-    """The right hand float32 (T,21,3) in sw, or a `Motion` where the left one spells; labels int64 (T,): 0, 1 + index in
-    the alphabet, or 1 + n for the rest between words; places float32 (T,) on the text's axis. The last pose is kept to
-    the end. Raises ValueError for what cannot be spelled or does not fit."""
+    """The right hand float32 (T,21,3) in sw, or a `Motion` where the left one spells; labels int64 (T,): 0, 1 + index
+    in the alphabet, or 1 + n for the rest between words; places float32 (T,) on the text's axis. The last pose is
+    kept to the end. Raises ValueError for what cannot be spelled or does not fit."""
     letters = lexicon.split(text)
     frames = frames_needed(letters, hold) if frames is None else frames
     check_fit(letters, frames, hold)
