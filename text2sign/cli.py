@@ -344,7 +344,7 @@ def _add_render(p) -> None:
     p.add_argument('--pose', action='append', default=[], metavar='FILE', help='a recorded .pose file; may be repeated')
     _add_drawing(p)
     p.add_argument('--size', type=int, help='pixels along one side, 32 to 512; without it 64, and 128 for poses')
-    p.add_argument('--crop', metavar='NAME', help='hand, bust, upper or signer; without it hand, and signer for two hands and poses')
+    p.add_argument('--crop', metavar='NAME', help='hand, bust, upper, signer; without it hand, or signer for two hands')
     p.add_argument('--language', default='ase', metavar='CODE',
                    help='ISO 639-3 code of the alphabet, such as ase, gsg, ukl (a wrong one lists all)')
 
