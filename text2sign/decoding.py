@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from fastcore.basics import patch
 
 # %% ../nbs/08_decoding.ipynb #d04002c0
 class Refused(ValueError):
@@ -46,6 +47,40 @@ def _fit_size(width:float,  # of the picture in square pixels
     scale = size/side
     return max(1, round(width*scale)), max(1, round(height*scale))
 
+# %% ../nbs/08_decoding.ipynb #dec-matrix
+_UNSPECIFIED = 2   # matrix: ITU-T H.273, table 4
+
+def _matrix(frame): # name for FFmpeg's scaler; None: as the frame says
+    if frame.colorspace != _UNSPECIFIED: return None
+    if frame.color_trc in _LIGHT: return 'BT2020'
+    return 'ITU709' if frame.width >= 1280 or frame.height > 576 else 'ITU601'
+
+# %% ../nbs/08_decoding.ipynb #dec-hdr
+def _hlg_light(signal): # (..., 3) in 0 to 1 -> candela per square metre, on a display of 1000 (BT.2100-2, table 5)
+    a, b, c = .17883277, .28466892, .55991073
+    scene = np.where(signal <= .5, signal**2/3, (np.exp((signal - c)/a) + b)/12)
+    luminance = scene @ np.array([.2627, .6780, .0593])
+    return 1000*scene*luminance[..., None]**.2
+
+def _pq_light(signal): # (..., 3) in 0 to 1 -> candela per square metre (BT.2100-2, table 4)
+    x = signal**(1/78.84375)
+    return 10000*(np.maximum(x - .8359375, 0)/(18.8515625 - 18.6875*x))**(1/.1593017578125)
+
+_LIGHT = {16: _pq_light, 18: _hlg_light} # by transfer characteristics: H.273, table 3
+
+# %% ../nbs/08_decoding.ipynb #dec-sdr
+_WHITE, _KNEE = 203, .9 # candela per square metre (BT.2408); where squeezing begins
+_TO_709 = np.array([[1.6605, -.5876, -.0728], [-.1246, 1.1329, -.0083], [-.0182, -.1006, 1.1187]]) # BT.2407, 2.2
+
+def _to_sdr(light) -> np.ndarray: # (..., 3) candela per square metre, primaries of BT.2020 -> uint8, sRGB
+    linear = np.clip(light/_WHITE @ _TO_709.T, 0, None)
+    peak = linear.max(-1, keepdims=True)
+    over = np.maximum(peak - _KNEE, 0)/(1 - _KNEE)
+    squeezed = np.minimum(peak, _KNEE) + (1 - _KNEE)*(1 - np.exp(-over))
+    linear *= squeezed/np.maximum(peak, 1e-9)
+    srgb = np.where(linear <= .0031308, 12.92*linear, 1.055*linear**(1/2.4) - .055)
+    return (255*srgb).round().astype(np.uint8)
+
 # %% ../nbs/08_decoding.ipynb #73b49ce7
 GROUND = 128       # gray level behind transparent pixels and around padded pictures
 
@@ -54,10 +89,15 @@ def small_rgb(frame,      # an `av.VideoFrame`
               height:int,
               scaler,     # an `av.video.reformatter.VideoReformatter`: it keeps its tables from frame to frame
              ) -> np.ndarray: # uint8 (height,width,3)
-    "Scale by area. Transparent pixels are composed first, so that their hidden colours do not bleed into the edge."
+    "Scale by area; HDR becomes SDR. Transparent pixels are composed before, so that no hidden colour bleeds in."
+    how = dict(src_colorspace=_matrix(frame), threads=1)
+    light = _LIGHT.get(frame.color_trc)
+    if light:
+        signal = scaler.reformat(frame, width, height, 'rgb48le', interpolation='AREA', **how).to_ndarray()
+        return _to_sdr(light(signal/65535))
     if not any(c.is_alpha for c in frame.format.components):
-        return scaler.reformat(frame, width, height, 'rgb24', interpolation='AREA', threads=1).to_ndarray()
-    rgba = frame.to_ndarray(format='rgba').astype(np.float32)
+        return scaler.reformat(frame, width, height, 'rgb24', interpolation='AREA', **how).to_ndarray()
+    rgba = scaler.reformat(frame, format='rgba', **how).to_ndarray().astype(np.float32)
     alpha = rgba[..., 3:]/255
     opaque = rgba[..., :3]*alpha + GROUND*(1 - alpha)
     small = cv2.resize(opaque, (width, height), interpolation=cv2.INTER_AREA)
@@ -110,22 +150,56 @@ def iter_frames(container,  # an open `av` container
             yield t, stay, frame
     _check_whole(_stated_end(container, stream), t + stay, zero)
 
+# %% ../nbs/08_decoding.ipynb #dec-field
+class _UpperField:
+    "Takes every other line of interlaced frames."
+    def __init__(self): self.kind = self.graph = None
+
+    def __call__(self, frame): # an `av.VideoFrame` -> one, of half the height if it is interlaced
+        if not frame.interlaced_frame: return frame
+        kind = frame.width, frame.height, frame.format.name
+        if kind != self.kind: self.kind, self.graph = kind, self._open(*kind, frame.time_base)
+        self.graph.push(frame)
+        return self.graph.pull()
+
+    def _open(self, width, height, pixels, time_base):
+        import av
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=width, height=height, format=pixels, time_base=time_base)
+        field, sink = graph.add('field', 'top'), graph.add('buffersink')
+        source.link_to(field)
+        field.link_to(sink)
+        graph.configure()
+        return graph
+
 # %% ../nbs/08_decoding.ipynb #be96182a
 class _Shrink:
     "Scales and turns the frames of one video."
-    def __init__(self, stream, size:int, fit:str):
+    def __init__(self, stream, size:int, fit:str, notes:set):
         from av.video.reformatter import VideoReformatter
         self.pixel = float(stream.sample_aspect_ratio or 1)      # width of a pixel, in heights
-        self.size, self.fit = size, fit
-        self.scaler = VideoReformatter()
+        self.size, self.fit, self.notes = size, fit, notes
+        self.scaler, self.field = VideoReformatter(), _UpperField()
         self.turn = None
 
     def __call__(self, frame) -> np.ndarray: # an `av.VideoFrame` -> uint8 (H,W,3)
-        if self.turn is None:
-            matrix = frame.side_data.get('DISPLAYMATRIX')
-            self.turn = orientation(np.frombuffer(bytes(matrix), np.int32)) if matrix else (False, False, False)
-            self.shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
-        return upright(small_rgb(frame, *self.shape, self.scaler), self.turn)
+        if self.turn is None: self._look(frame)
+        shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
+        if shape != self.shape:
+            raise Refused(f'changes its shape from {self.first} to {frame.width}x{frame.height}: cut it there')
+        return upright(small_rgb(self.field(frame), *shape, self.scaler), self.turn)
+
+# %% ../nbs/08_decoding.ipynb #dec-look
+@patch
+def _look(self:_Shrink, frame) -> None: # the first frame
+    matrix = frame.side_data.get('DISPLAYMATRIX')
+    self.turn = orientation(np.frombuffer(bytes(matrix), np.int32)) if matrix else (False, False, False)
+    self.shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
+    self.first = f'{frame.width}x{frame.height}'
+    if frame.interlaced_frame: self.notes.add('interlaced: one field of each frame is used')
+    if frame.color_trc in _LIGHT:
+        name = 'HLG' if frame.color_trc == 18 else 'PQ'
+        self.notes.add(f'HDR ({name}): tone-mapped, white paper ({_WHITE} cd/m2) becomes white')
 
 # %% ../nbs/08_decoding.ipynb #047fb417
 LONGEST = 60       # seconds of a clip: more than that is not one text
@@ -151,6 +225,7 @@ def decode_video(path,        # of a video
                  fit='cover', # 'cover' or 'pad'
                  start=None,  # seconds; None: from the beginning
                  end=None,    # seconds; None: to the end
+                 notes=None,  # a set, which gets what was done to colours or lines
                 ) -> tuple: # frames uint8 (F,H,W,3), upright, in square pixels; their times float64 (F,), seconds
     "All frames between `start` and `end`. Raises `Refused`, or what FFmpeg raises for an unreadable file."
     import av
@@ -159,7 +234,7 @@ def decode_video(path,        # of a video
     with av.open(str(path)) as container:
         shrink = None
         for t, frame in _between(container, start, end):
-            shrink = shrink or _Shrink(container.streams.best('video'), size, fit)
+            shrink = shrink or _Shrink(container.streams.best('video'), size, fit, set() if notes is None else notes)
             frames.append(shrink(frame))
             times.append(t)
     return np.stack(frames), np.array(times)
