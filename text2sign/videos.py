@@ -33,9 +33,11 @@ class ReadReport:
     frames: int             # T
     fps: float
     notes: list = field(default_factory=list) # sentences about the table
+    changed: dict = field(default_factory=dict) # what was done to colours or lines -> how many clips
 
     def __str__(self):
-        out = [self._count(), *self._squeezed(), *self.notes]
+        changed = [f'{n} of them: {what}' for what, n in self.changed.items()]
+        out = [self._count(), *self._squeezed(), *changed, *self.notes]
         if self.problems: out.append(f'{len(self.problems)} left out:')
         wide = max((len(str(name)) for name, _ in self.problems), default=0)
         return '\n'.join(out + [f'  {name:{wide}}  {reason}' for name, reason in self.problems])
@@ -63,9 +65,10 @@ def _squeezed(self:ReadReport) -> list[str]: # a sentence, or none
 
 # %% ../nbs/08_videos.ipynb #9f14c0d9
 def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # as in `read_videos`
-    "One clip: uint8 (frames,size,size,3), its valid frames, seconds of motion. Raises `Refused`."
+    "One clip: uint8 (frames,size,size,3), its valid frames, seconds of motion, notes. Raises `Refused`."
     import av
-    try: film, times = decode_video(source.path, size, fit, source.start, source.end)
+    notes = set()
+    try: film, times = decode_video(source.path, size, fit, source.start, source.end, notes)
     except Refused: raise
     except (av.FFmpegError, OSError) as e:
         raise Refused(f'cannot be read ({e.strerror}): is it cut off, or no video?') from None
@@ -77,7 +80,7 @@ def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # 
     index = nearest_frames(times, sample_times(first, last, frames, fps))
     clip = to_square(film[index], size, fit, at)
     held = np.minimum(np.arange(frames), len(clip) - 1)
-    return clip[held], len(clip), float(last - first)
+    return clip[held], len(clip), float(last - first), notes
 
 # %% ../nbs/08_videos.ipynb #3d225715
 def _read_or_refuse(source:Source, settings:dict): # what `_read_clip` gives, or `Refused`
@@ -96,16 +99,17 @@ def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tu
     "Read all sources into one array; None without a good clip."
     frames, size, fps = (settings[k] for k in ('frames', 'size', 'fps'))
     out = np.empty((len(sources), frames, size, size, 3), np.uint8)
-    kept, lengths, seconds, problems = [], [], [], list(problems)
+    kept, lengths, seconds, problems, changed = [], [], [], list(problems), Counter()
     for source, result in zip(sources, _read_all(sources, workers, progress, settings)):
         if isinstance(result, Refused):
             problems.append((source.name, str(result)))
             continue
-        out[len(kept)], length, duration = result
+        out[len(kept)], length, duration, notes = result
+        changed.update(notes)
         kept.append(source)
         lengths.append(length)
         seconds.append(duration)
-    report = ReadReport(len(kept), sorted(problems), seconds, frames, fps)
+    report = ReadReport(len(kept), sorted(problems), seconds, frames, fps, changed=dict(changed))
     if not kept: return None, report
     signers = [s.signer for s in kept]
     clips = Clips(out[:len(kept)], [s.text for s in kept], [s.name for s in kept], fps, lengths,
