@@ -10,6 +10,7 @@ import json
 import math
 import signal
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from .batches import Batches, cond_rows
 from .checkpoint import read_checkpoint, remove_checkpoint, save_model, save_tensors, shard_files
-from .core import atomic_path, autocast_bf16, generator
+from .core import atomic_path, autocast_bf16, generator, is_abandoned
 from .diffusion import stratified
 from .dit import DiT
 from .finite import Guard
@@ -173,6 +174,7 @@ class Trainer:
         self.step, self.history = 0, []  # steps taken; the log's rows
         self.device = model.pos_embed.device
         self.add_noise, self.item_loss = objective.add_noise, objective.loss  # `warm_up` compiles these two
+        self.began = time.time()  # what nobody has written to since then is no file of a running process
         self.graph = None  # forward and backward pass as a CUDA graph, see `graphed_step`
 
 # %% ../nbs/05b_trainer.ipynb #b-world
@@ -238,10 +240,7 @@ def _microbatch_size(self: Trainer, batch: int) -> int:
 
 # %% ../nbs/05b_trainer.ipynb #b-passes
 @patch
-def forward_backward(
-    self: Trainer,
-    microbatches: list,
-) -> Tensor:  # () the mean loss; the gradients are in the parameters
+def forward_backward(self: Trainer, microbatches: list) -> Tensor:  # () mean loss; gradients are in the parameters
     "Forward and backward pass of each microbatch in turn."
     total = 0
     for microbatch in microbatches:
@@ -363,19 +362,19 @@ def save(
 ) -> Path:  # the checkpoint that one samples from
     "Write the state first, then the averaged weights, each atomically. Raises OSError where there is no room."
     folder = Path(folder)
-    for file in _leftovers(folder): file.unlink()
+    for file in _leftovers(folder, self.began): file.unlink(missing_ok=True)
     save_tensors(folder/f'{stage}-state-{self.step:07d}.safetensors', *self.state())
     for old in list_checkpoints(folder, stage)[:-keep]: remove_checkpoint(old)
     averaged = self.model.state_dict() | self.ema.mean
     return save_model(folder/f'{stage}.safetensors', self.model, averaged)
 
 # %% ../nbs/05b_trainer.ipynb #b-leftovers
-def _leftovers(folder: Path) -> list[Path]:
-    "Files of a process that was killed while it saved (`.tmp` is safetensors' own)."
+def _leftovers(folder: Path, began: float) -> list[Path]:
+    "Files of processes that were killed while they saved (`.tmp` is safetensors' own); not of one that is saving."
     used, found = set(), set()
     for file in folder.glob('[!.]*.safetensors'): used |= {*shard_files(file)}
     for pattern in ('.*.part*', '.tmp*', '*.safetensors.*'): found |= {*folder.glob(pattern)}
-    return sorted(found - used)
+    return sorted(file for file in found - used if is_abandoned(file, began))
 
 # %% ../nbs/05b_trainer.ipynb #b-resume
 @patch
@@ -398,14 +397,11 @@ def _moments(tensors: dict, name: str, device) -> dict:  # AdamW's state of a pa
 
 # %% ../nbs/05b_trainer.ipynb #b-differences
 @patch
-def _differences(
-    self: Trainer,
-    saved: dict,  # of recipe and model
-) -> list[str]:
-    "Settings that are not as they were; those that only move memory may be others."
+def _differences(self: Trainer, saved: dict) -> list[str]:  # saved: of recipe and model
+    "Settings that are not as they were; how memory is used, and where autoencoder and text encoder lie, may change."
     now = asdict(self.recipe) | self.model.config.to_dict()
     now = json.loads(json.dumps(now))  # as it comes back from a file
-    for k in ('accumulation', 'frame_chunk'): del now[k]
+    for k in ('accumulation', 'frame_chunk', 'vae', 'encoder'): del now[k]
     return [f'{k} was {saved.get(k)}, now {v}' for k, v in now.items() if v != saved.get(k)]
 
 # %% ../nbs/05b_trainer.ipynb #b-release
