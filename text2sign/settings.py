@@ -7,13 +7,17 @@ __all__ = ['Settings', 'resolve_data', 'find_run', 'start_run', 'merge_resume_se
 
 # %% ../nbs/05f_settings.ipynb #imports-05f
 import dataclasses
+import datetime
+import itertools
 import json
 import math
 import os
+import re
 import time
+import warnings
 import zipfile
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -114,12 +118,15 @@ def _convert(value, kind: type):  # value of this kind; None: impossible
     return int(number) if float(number).is_integer() else None
 
 # %% ../nbs/05f_settings.ipynb #parse-05f
+_A_NUMBER = {int: 'number', float: 'number', datetime.date: 'date', datetime.datetime: 'date'}     # what YAML makes
+
+
 def _parse(name: str, value, kind: type):  # the value as its kind
     "Raises ValueError for a value of another kind, or a negative one."
     parsed = _convert(value, kind)
-    if parsed is None and kind is str and type(value) in (int, float):
-        raise ValueError(f"{name} is the number {value!r}, but it takes text: write {name}: '{value}' in YAML, "
-                         f'or -r {name} {value} for papermill')
+    if parsed is None and kind is str and type(value) in _A_NUMBER:
+        raise ValueError(f"{name} is the {_A_NUMBER[type(value)]} {value}, but it takes text: put it in quotes in "
+                         f"YAML ({name}: 'TEXT'), or give -r {name} TEXT to papermill")
     if parsed is None: raise ValueError(f'{name} is {value!r}, but it takes {_KINDS[kind]}')
     if kind in (int, float) and parsed < 0: raise ValueError(f'{name} must not be negative, it is {value!r}')
     return parsed
@@ -302,16 +309,33 @@ def find_run(name: str,  # of the run; '' takes the default
     """Where a run belongs. Raises FileExistsError for a name that is taken, ValueError for one that is a path,
     FileNotFoundError for nothing to resume."""
     base = Path(base or workspace() / 'checkpoints')
-    wanted = resume or name
-    if '/' in wanted: raise ValueError(f'run {wanted!r}: a run is a folder in {base}, so its name has no slash')
-    folder = base / (wanted or default)
+    wanted = resume or name or default
+    _check_name(wanted, base)
+    folder = base / wanted
     if not resume:
         _check_new(folder)
         return folder
-    if folder.is_symlink(): folder = base / folder.resolve().name          # `latest`: the run that it means
+    if wanted == 'latest': folder = _latest(base)
     if not (folder / 'settings.json').exists():
         raise FileNotFoundError(f'no run named {resume!r} in {base}: there are {", ".join(_runs(base)) or "none"}')
     return folder
+
+# %% ../nbs/05f_settings.ipynb #name-05f
+def _check_name(name: str, base: Path) -> None:
+    "Raises ValueError for what cannot be the name of a folder here, or on another system."
+    if set(name) & set('/\\'):
+        raise ValueError(f'run {name!r}: a run is a folder in {base}, so its name has no slash')
+    plain = name.isprintable() and name == name.strip() and not set(name) & set(':*?"<>|')
+    if not plain or name[0] in '.-' or name[-1] == '.' or len(os.fsencode(name)) > 200:
+        raise ValueError(f'run {name!r}: a run is a folder in {base}, whose name begins with a letter or a digit, has '
+                         'at most 200 bytes and none of : * ? " < > |')
+
+
+def _latest(base: Path) -> Path:  # a folder
+    "The run that the link names; where there is none, or its run is gone, the newest."
+    linked = base / (base / 'latest').resolve().name
+    runs = sorted((base / name / 'settings.json' for name in _runs(base)), key=os.path.getmtime)
+    return linked if (linked / 'settings.json').exists() or not runs else runs[-1].parent
 
 # %% ../nbs/05f_settings.ipynb #check-new-05f
 def _check_new(folder: Path) -> None:
@@ -327,9 +351,14 @@ def _check_new(folder: Path) -> None:
     if folder.exists() and not _only_lock(folder):
         raise FileExistsError(f'{folder} is there, but is no run: delete it, or choose another name')
 
-
+# %% ../nbs/05f_settings.ipynb #only-lock-05f
 def _only_lock(folder: Path) -> bool:
-    return folder.is_dir() and all(p.name == '.lock' for p in folder.iterdir())
+    return folder.is_dir() and all(_is_trace(p) for p in folder.iterdir())
+
+
+def _is_trace(path: Path) -> bool:
+    "Is it the lock, or what a killed process was about to write?"
+    return path.name == '.lock' or '.part' in path.suffixes
 
 # %% ../nbs/05f_settings.ipynb #start-run-05f
 def start_run(folder: Path,  # of the run
@@ -338,10 +367,10 @@ def start_run(folder: Path,  # of the run
     "Make the run's folder with its settings, and let `latest` beside it point there."
     with atomic_path(folder / 'settings.json') as part:
         part.write_text(json.dumps(settings, indent=1))
-    link = folder.parent / f'.latest-{os.getpid()}'
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.name)
-    os.replace(link, folder.parent / 'latest')
+    try:
+        with atomic_path(folder.parent / 'latest') as link: link.symlink_to(folder.name)
+    except OSError as e:                                                # Windows has them for administrators only
+        warnings.warn(f'no link {folder.parent / "latest"}: {e}', stacklevel=2)
 
 # %% ../nbs/05f_settings.ipynb #resume-05f
 _ANEW = ('run', 'resume', 'device', 'processes')
@@ -368,20 +397,49 @@ def open_run(settings: Settings,
              base=None,  # folder of runs; default: checkpoints/ of the workspace
              ):  # gives the run's folder and its settings, checked
     "Find the run and hold it. Raises as `find_run`, `merge_resume_settings`, `exclusive` and `Settings.check` do."
-    default = f'{Path(settings.data).stem}-{time.strftime("%Y%m%d-%H%M%S")}'
-    folder = find_run(settings.run, default, settings.resume, base)
+    base = Path(base or workspace() / 'checkpoints')
+    named = settings.run or settings.resume
+    folder = find_run(settings.run, 'x', settings.resume, base) if named else None
     if settings.resume: settings = merge_resume_settings(folder, settings)
-    settings.check()
+    _check(settings)
+    if settings.pretrained == 'latest': settings = replace(settings, pretrained=_newest_name())
+    folder = folder or _new_folder(settings, base)
     with exclusive(folder):
         try:
-            find_run(folder.name, '', settings.resume, base)            # nobody was faster
+            find_run(folder.name, '', settings.resume and folder.name, base)    # nobody was faster
             yield folder, settings
         finally:
             _remove_if_empty(folder)
+
+# %% ../nbs/05f_settings.ipynb #new-folder-05f
+def _check(settings: Settings) -> None:
+    "Raises as `Settings.check` does, with a way out where a run's own files have moved."
+    try:
+        settings.check()
+    except FileNotFoundError as e:
+        if not settings.resume: raise
+        raise FileNotFoundError(f'{e}; where the same data has moved to: -p data NEW') from None
+
+
+def _newest_name() -> str:
+    "Which run `latest` is now."
+    return find_checkpoint('latest').resolve().parent.name
+
+# %% ../nbs/05f_settings.ipynb #new-folder-2-05f
+def _new_folder(settings: Settings, base: Path) -> Path:
+    "A folder named by data and time of day, and by a number where another run was as fast. It is made: nobody else's."
+    stem = re.sub(r'[^\w-]+', '-', Path(settings.data).stem).strip('-_')[:80]
+    default = f'{stem or "run"}-{time.strftime("%Y%m%d-%H%M%S")}'
+    for number in itertools.count(1):
+        folder = base / (default if number == 1 else f'{default}-{number}')
+        with suppress(FileExistsError):
+            base.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
 
 # %% ../nbs/05f_settings.ipynb #remove-empty-05f
 def _remove_if_empty(folder: Path) -> None:
     "A run that ended before it had saved anything leaves nothing."
     if not _only_lock(folder): return
-    (folder / '.lock').unlink(missing_ok=True)
-    folder.rmdir()
+    for path in folder.iterdir(): path.unlink(missing_ok=True)
+    with suppress(OSError): folder.rmdir()                              # somebody who waits has made a lock again
