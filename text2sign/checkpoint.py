@@ -8,13 +8,17 @@ __all__ = ['SHARD_BYTES', 'shard_files', 'save_tensors', 'remove_checkpoint', 's
 
 # %% ../nbs/02_checkpoint.ipynb #imports-02c
 import argparse
+import codecs
 import json
 import os
 import re
 import time
+import warnings
+import zlib
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PosixPath
 
+import numpy as np
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
@@ -25,15 +29,39 @@ from .core import atomic_path, checkpoint_dirs, workspace
 from .dit import DiT, ModelConfig, shape_of
 from .video import VideoDiT
 
+# %% ../nbs/02_checkpoint.ipynb #crc-02c
+class _Damaged(ValueError):
+    "What was read is not what was written."
+
+def _checksum(tensor: Tensor) -> int:  # CRC-32 of its kind, its shape and its bytes
+    about = f'{tensor.dtype} {tuple(tensor.shape)}'
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(data.numpy(), zlib.crc32(about.encode()))
+
+# %% ../nbs/02_checkpoint.ipynb #sums-02c
+def _with_checksums(tensors: dict, metadata: dict) -> dict:  # metadata
+    table = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    return metadata | dict(crc32=json.dumps(table), config_crc32=str(zlib.crc32(metadata.get('config', '').encode())))
+
+def _check_sums(tensors: dict, metadata: dict) -> None:  # files without checksums are older, and pass
+    if 'crc32' not in metadata:
+        return
+    table = json.loads(metadata['crc32'])
+    changed = [name for name, tensor in tensors.items() if table.get(name) != _checksum(tensor)]
+    changed += [name for name in table if name not in tensors]
+    if changed:
+        some = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
+        raise _Damaged(f'is damaged: {len(changed)} of {len(table)} tensors are not as they were written ({some})')
+
 # %% ../nbs/02_checkpoint.ipynb #write-02c
 def _write_file(path: Path, tensors: dict, metadata: dict) -> None:
     "One safetensors file: written beside its place, flushed, renamed over it."
+    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata=metadata)
+        save_file(tensors, part, metadata=_with_checksums(tensors, metadata))
         with open(part, 'rb') as file:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-
 
 def _umask() -> int:
     "The permissions that new files of this process go without; reading them means setting them."
@@ -43,7 +71,6 @@ def _umask() -> int:
 
 # %% ../nbs/02_checkpoint.ipynb #005-02
 SHARD_BYTES = 4 << 30  # of tensors in one file
-
 
 def _cut_into_shards(
     tensors: dict,  # name -> tensor
@@ -102,11 +129,9 @@ def _shard_names(path: Path, count: int) -> list[Path]:
     now = time.time_ns()
     return [path.with_name(f'{path.name}.{i}-of-{count}.{now:x}') for i in range(2, count + 1)]
 
-
 def _delete(files) -> None:
     for file in files:
         file.unlink(missing_ok=True)
-
 
 def remove_checkpoint(path) -> None:
     "Delete a checkpoint, all its files."
@@ -132,9 +157,8 @@ def read_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}: give the path of a .safetensors or .pt file')
-    read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
     try:
-        found, config = read(path)
+        found, config = _reader_for(path)(path)
     except (MemoryError, PermissionError):
         raise
     except Exception as e:
@@ -143,6 +167,8 @@ def read_checkpoint(
 
 # %% ../nbs/02_checkpoint.ipynb #why-02c
 def _why_unreadable(e: Exception) -> str:
+    if isinstance(e, _Damaged):
+        return str(e)
     asks = re.search(r'GLOBAL ([\w.]+)', str(e))
     if asks:
         return f'is refused: it holds {asks[1]}, which could run code; a checkpoint needs nothing but tensors'
@@ -150,29 +176,79 @@ def _why_unreadable(e: Exception) -> str:
     return f'cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors ({why})'
 
 # %% ../nbs/02_checkpoint.ipynb #formats-02c
+def _reader_for(path: Path):  # path -> tensors or whatever lies in it, configuration
+    "By the name of the file. Raises `_Damaged` for one file of several."
+    part = re.search(r'\b(\d+)-of-(\d+)\b', path.name)
+    if part and int(part[2]) > 1:
+        whole = path.name.split('.safetensors.')[0] + '.safetensors'
+        rest = whole if '.safetensors.' in path.name else 'its folder, with the .index.json that names all of them'
+        raise _Damaged(f'is file {int(part[1])} of {int(part[2])} of a checkpoint: give {rest}')
+    if path.name.endswith('.index.json'):
+        return _read_index
+    return _read_safetensors if path.suffix.lower() == '.safetensors' else _read_pickle
+
+def _read_file(path: Path) -> dict:  # name -> tensor
+    "One safetensors file. Raises `_Damaged` where a tensor is not as it was written."
+    with safe_open(path, 'pt') as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        _check_sums(tensors, file.metadata() or {})
+    return tensors
+
+# %% ../nbs/02_checkpoint.ipynb #formats2-02c
+def _check_there(files) -> None:
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise _Damaged(f'needs {len(missing)} more of its files beside it: {", ".join(missing[:4])}')
+
 def _read_safetensors(path: Path) -> tuple[dict, dict]:  # tensors, configuration
+    files = [path, *shard_files(path)]
+    _check_there(files)
     tensors = {}
-    for part in [path, *shard_files(path)]:
-        with safe_open(part, 'pt') as file:
-            for name in file.keys():
-                tensors[name] = file.get_tensor(name)
+    for file in files:
+        tensors |= _read_file(file)
     return tensors, _config_in(path)
 
-
 def _read_pickle(path: Path) -> tuple[object, dict]:  # whatever lies in it, no configuration
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(_harmless()):
         return torch.load(path, map_location='cpu', weights_only=True), {}
+
+# %% ../nbs/02_checkpoint.ipynb #formats3-02c
+_KINDS = [type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'u8', '?')]
+
+def _harmless() -> list:  # as `torch.serialization.safe_globals` takes them
+    "What may lie beside tensors in a pickle."
+    makers = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]  # numpy's own functions
+    named = [(f, f'numpy.{core}.multiarray.{f.__name__}') for f in makers for core in ('core', '_core')]
+    return [argparse.Namespace, PosixPath, np.dtype, np.ndarray, codecs.encode, *_KINDS, *named]
+
+# %% ../nbs/02_checkpoint.ipynb #index-02c
+def _read_index(path: Path) -> tuple[dict, dict]:  # tensors, no configuration
+    "All files that an index names. Raises `_Damaged` where one, or a tensor in it, is missing."
+    places = json.loads(path.read_text())['weight_map']  # name -> file
+    files = [path.with_name(Path(name).name) for name in sorted(set(places.values()))]
+    _check_there(files)
+    tensors = {}
+    for file in files:
+        tensors |= _read_file(file) if file.suffix == '.safetensors' else _read_pickle(file)[0]
+    lost = [name for name in places if name not in tensors]
+    if lost:
+        raise _Damaged(f'names {len(lost)} tensors that its files do not have: {", ".join(lost[:4])}')
+    return tensors, {}
 
 # %% ../nbs/02_checkpoint.ipynb #read-config-02c
 def _config_in(path: Path) -> dict:
     with safe_open(path, 'pt') as file:
         metadata = file.metadata() or {}
-    config = json.loads(metadata.get('config', '{}'))
+    said = metadata.get('config', '{}')
+    now = str(zlib.crc32(said.encode()))
+    if metadata.get('config_crc32', now) != now:
+        raise _Damaged('is damaged: its configuration is not as it was written')
+    config = json.loads(said)
     if not isinstance(config, dict):
         raise ValueError('its configuration is no table')
     return config
 
-
+# %% ../nbs/02_checkpoint.ipynb #read-config2-02c
 def read_config(
     path,  # .safetensors
 ) -> dict:  # {} for a file that carries none
@@ -184,8 +260,8 @@ def read_config(
         raise ValueError(f'{path} cannot be read as a checkpoint ({why})') from None
 
 # %% ../nbs/02_checkpoint.ipynb #008-02
-_CONTAINERS = ('ema', 'model', 'state_dict')
-
+_CONTAINERS = ('ema', 'model_ema', 'ema_state_dict', 'params_ema', 'model', 'state_dict', 'model_state_dict', 'module',
+               'params')
 
 def _find_tensors(
     found,  # what a file held
@@ -196,20 +272,24 @@ def _find_tensors(
     if isinstance(found, dict):
         inner = (found.get(key) for key in _CONTAINERS)
         found = next((table for table in inner if isinstance(table, dict) and table), found)
+        found = {key: value for key, value in found.items() if not isinstance(value, _PLAIN)}
     if not _is_table(found):
         raise ValueError(f'{path} holds no table of tensors: '
                          'expected weights at the top or under ema, model or state_dict')
-    names = _bare_names(found, foreign)
+    names, prefix = _bare_names(found, foreign)
+    if prefix:
+        warnings.warn(f'{path}: every name begins with {prefix!r}, which is taken off', stacklevel=3)
     if twice := _twice(names):
         raise ValueError(f'{path} holds two tensors under one name once wrappers are taken off: {", ".join(twice)}')
     return {names[key]: tensor for key, tensor in found.items()}
 
 # %% ../nbs/02_checkpoint.ipynb #table-02c
+_PLAIN = (int, float, str, np.generic, type(None))  # what may lie among tensors, and is none
+
 def _is_table(found) -> bool:
     if not isinstance(found, dict) or not found:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
-
 
 def _twice(names: dict) -> list[str]:
     "Names in the file whose bare name another one has too, four at most."
@@ -220,24 +300,26 @@ def _twice(names: dict) -> list[str]:
 
 # %% ../nbs/02_checkpoint.ipynb #bare-02c
 _WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module')
-_PREFIXES = ('model.diffusion_model.', 'diffusion_model.', 'model.', 'net.')
 
-
-def _bare_names(names, foreign: bool) -> dict[str, str]:  # name in the file -> name in a model
-    "Take off wrappers anywhere in a name, and prefixes that all names of a foreign file share."
+def _bare_names(names, foreign: bool) -> tuple[dict[str, str], str]:  # name in the file -> name in a model; the prefix
+    "Take off wrappers anywhere in a name, and what all names of a foreign file begin with."
     bare = {name: _unwrapped(name) for name in names}
-    while foreign and (prefix := _shared_prefix(bare.values())):
+    off = ''
+    while foreign and (prefix := _shared_prefix(list(bare.values()))):
         bare = {name: b.removeprefix(prefix) for name, b in bare.items()}
-    return bare
+        off += prefix
+    return bare, off
 
 # %% ../nbs/02_checkpoint.ipynb #unwrapped-02c
 def _unwrapped(name: str) -> str:
     return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
-
-def _shared_prefix(names) -> str:
-    shared = (prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in names))
-    return next(shared, '')
+def _shared_prefix(names: list[str]) -> str:
+    "The module that all tensors lie in, with its dot; not a list of modules, whose parts have numbers."
+    first, dot, rest = names[0].partition('.')
+    if not dot or rest.split('.')[0].isdigit():
+        return ''
+    return first + dot if len(names) > 1 and all(name.startswith(first + dot) for name in names) else ''
 
 # %% ../nbs/02_checkpoint.ipynb #011-02
 def find_checkpoint(
@@ -248,7 +330,7 @@ def find_checkpoint(
         return Path(name)
     places = _places(name)
     for place in places:
-        for file in (place, Path(f'{place}.safetensors'), place / 'video.safetensors', place / 'image.safetensors'):
+        for file in _files_at(place):
             if file.is_file():
                 return file
     for place in places:
@@ -259,12 +341,17 @@ def find_checkpoint(
     raise FileNotFoundError(_no_checkpoint(name))
 
 # %% ../nbs/02_checkpoint.ipynb #places-02c
+def _files_at(place: Path) -> list[Path]:  # in the order in which they are taken
+    "The files that a name may mean: itself, a run's models, a checkpoint that others left in a folder."
+    own = [place, Path(f'{place}.safetensors'), place / 'video.safetensors', place / 'image.safetensors']
+    whole = [place / f'{name}.safetensors' for name in ('model', 'diffusion_pytorch_model')]
+    return own + sorted(place.glob('*.index.json')) + whole
+
 def _places(name) -> list[Path]:
     "Where a name is looked up, in order."
     if Path(name).is_absolute():
         return [Path(name)]
     return [Path(name), workspace() / name] + [folder / name for folder in checkpoint_dirs()]
-
 
 def _no_checkpoint(name) -> str:
     folders = [Path(name).parent] if Path(name).is_absolute() else checkpoint_dirs()
@@ -281,7 +368,6 @@ def _models_in(folders: list) -> list[str]:  # sorted
         names |= {path.parent.name for path in folder.glob('*/*.safetensors') if _is_model(path)}
     return sorted(names)
 
-
 def _is_model(path: Path) -> bool:
     try:
         return read_config(path).get('kind') in _MODELS
@@ -291,7 +377,6 @@ def _is_model(path: Path) -> bool:
 # %% ../nbs/02_checkpoint.ipynb #012-02
 _MODELS = dict(DiT=DiT, VideoDiT=VideoDiT)
 
-
 def build_model(config: ModelConfig) -> DiT:  # an untrained model, on the CPU
     "The model that a configuration describes; `model.config` keeps all of it. Raises ValueError for an unknown kind."
     if config.kind not in _MODELS:
@@ -299,7 +384,6 @@ def build_model(config: ModelConfig) -> DiT:  # an untrained model, on the CPU
     model = _MODELS[config.kind](**config.arguments())
     model.config = replace(config, **model.config.arguments())  # with the model's choice where `config` has None
     return model
-
 
 def _unknown_kind(kind) -> str:
     return f'the checkpoint does not say what it is (kind={kind!r}): a foreign checkpoint enters through `graft`'
