@@ -7,11 +7,14 @@ __all__ = ['SAMPLERS', 'make_scheduler', 'denoise', 'guided', 'noise_for_clips',
            'clip_frames', 'generate', 'generate_images', 'mediapy_with_ffmpeg', 'show']
 
 # %% ../nbs/06_sample.ipynb #002-06
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .axis import language_letters, only_language
 from .core import autocast_bf16, pick_precision
 from .diffusion import Epsilon, Flow, expand_as_batch, get_objective
 from .dit import DiT, ModelConfig
@@ -19,6 +22,7 @@ from .fuse import CUDAGraph, compile_blocks, fuse
 from .latents import decode_latents, load_vae
 from .spelling import frames_needed, split_letters
 from .video import VideoDiT
+from .windows import LongClips, plan_windows
 
 # %% ../nbs/06_sample.ipynb #005-06
 SAMPLERS = dict(flow=('dpm++', 'unipc', 'euler', 'heun'),  # of each objective; the first is 'auto'
@@ -190,6 +194,29 @@ def pixel_decoder(
         return np.concatenate([to_uint8(clip) for clip in clips])
     return decode
 
+# %% ../nbs/06_sample.ipynb #language-06
+def _languages(
+    config: ModelConfig,
+    texts: list[str],  # N
+    language,  # ISO 639-3: of all texts, a list with one for each, or None
+) -> list[str]:  # N; '' for a model that has no vocabulary
+    "Raises ValueError for a language that the model does not know, and where one must be said."
+    if isinstance(language, (list, tuple)):
+        if len(language) != len(texts):
+            raise ValueError(f'there are {len(language)} languages for {len(texts)} texts: give one a text')
+        return list(language)
+    if config.vocabulary: return [language or only_language(config.vocabulary)]*len(texts)
+    if language and config.language and language != config.language:
+        raise ValueError(f'this model does not know the language {language!r}: it knows {config.language}')
+    return [language or config.language]*len(texts)
+
+
+def _letters(config: ModelConfig, text: str, language: str) -> tuple:
+    "The letters of a text, () for none, and where the model takes anything. Raises ValueError for what it cannot spell."
+    alphabet = language_letters(config.vocabulary, language) if config.vocabulary else config.alphabet
+    if not text or not alphabet: return ()
+    return split_letters(text, alphabet, f"'{language}'" if config.vocabulary else 'this model')
+
 # %% ../nbs/06_sample.ipynb #032-06
 def check_text(
     text: str,
@@ -201,11 +228,14 @@ def check_text(
     return ''.join(split_letters(text, alphabet, 'this model'))
 
 
-def clip_frames(config: ModelConfig, text: str) -> int:
+def clip_frames(
+    config: ModelConfig,
+    text: str,
+    language: str | None = None,  # ISO 639-3; None: the only one that the model knows
+) -> int:
     "Frames of a text's clip: what its letters need, and without letters the model's own number."
-    if not text or not config.alphabet:
-        return config.frames
-    return frames_needed(split_letters(text, config.alphabet, 'this model'))
+    letters = _letters(config, text, *_languages(config, [text], language))
+    return frames_needed(letters) if letters else config.frames
 
 # %% ../nbs/06_sample.ipynb #plan-06
 def _plan_batches(
@@ -282,9 +312,11 @@ class _Progress:
 def _encode_texts(
     model: VideoDiT,
     texts: list[str],  # B
+    languages: list[str],  # B
 ) -> tuple:  # with text, without: each (features (B, M, E), mask (B, M))
     "Both conditions of guidance, from one pass of the text encoder."
-    features, mask = model.encode(texts + ['']*len(texts))
+    texts = texts + ['']*len(texts)
+    features, mask = model.encode(model.tokenize(texts, languages*2))
     cond, null = zip(features.chunk(2), mask.chunk(2))
     return cond, null
 
@@ -307,23 +339,31 @@ def generate(
     on_clip=None,  # called with each clip when its batch is done, as on_clip(i, clip (T, H, W, 3)); texts[i]
     progress: bool = False,  # show a bar
     compile: bool = False,  # a minute for each length (give `frames`); pays on a GPU for hundreds of clips
+    language: str | list | None = None,  # ISO 639-3 of all texts, or of each; None: the only one that the model knows
+    whole: bool = False,  # on the text's axis: a long clip at once, not window by window
 ) -> np.ndarray:  # uint8 (N, T, H, W, 3)
     "Texts become clips. Raises ValueError for a text that cannot be spelled, settings that do not fit, and NaN."
     _check_request(model, texts, frames, seed, guidance, batch)
     config = model.config
-    texts = [check_text(text, config.alphabet) for text in texts]
-    lengths = [frames or clip_frames(config, text) for text in texts]
-    plan = _plan_batches([frames or max(T, config.frames) for T in lengths], batch)
+    languages = _languages(config, texts, language)
+    letters = [_letters(config, text, code) for text, code in zip(texts, languages)]
+    texts = [''.join(own) or text for own, text in zip(letters, texts)]
+    lengths = [frames or (frames_needed(own) if own else config.frames) for own in letters]
+    made = [frames or max(T, config.frames) for T in lengths]
+    window = 0 if whole or config.text_position == 'frame' else min(config.frames, frames or config.frames)
+    plan = plan_windows(made, window, batch) if window else _plan_batches(made, batch)
     objective = get_objective(config.objective_name, model.learn_sigma)
     calls = len(make_scheduler(objective, steps, sampler).timesteps)
     to_pixels = pixel_decoder(model, frame_chunk)
     forward = _forward_function(model, precision, frame_chunk, compile)
     report = _Progress(calls*len(plan), callback, progress)
+    guide = partial(guided, forward, guidance=guidance, interval=interval, rescale=rescale)
+    axis = LongClips(letters, lengths, made, window, batch) if config.text_position == 'place' else None
     clips = [None]*len(texts)
     with report.bar:
         for T, indices in plan:
-            cond, null = _encode_texts(model, [texts[i] for i in indices])
-            predict = guided(forward, cond, null, guidance, interval, rescale)
+            cond, null = _encode_texts(model, [texts[i] for i in indices], [languages[i] for i in indices])
+            predict = axis.predict(cond, null, T, indices, guide) if axis else guide(cond, null)
             clip_shape = (T, model.channels, model.size, model.size)
             noise = noise_for_clips(clip_shape, indices, seed, model.pos_embed.device)
             x0 = denoise(predict, objective, noise, steps, report, sampler)

@@ -77,14 +77,12 @@ def _cell(row: Row) -> tuple[str, str]:
         first_two = module.split('.')[:2]
         return '', '.'.join(first_two)
     _, block, kind = module.split('.', 2)
-    if row.what == 'dropped':
-        block = f'({block})'  # its number in the weights
+    if row.what == 'dropped': block = f'({block})'  # its number in the weights
     return block, kind
 
 def _cells(rows: list[Row]) -> dict:  # (column, row) -> rows
     cells = {}
-    for row in rows:
-        cells.setdefault(_cell(row), []).append(row)
+    for row in rows: cells.setdefault(_cell(row), []).append(row)
     return cells
 
 # %% ../nbs/02a_surgery.ipynb #mosaic-02a
@@ -220,8 +218,7 @@ def _rule_head(name, source, target, case):
     return _Found(out, 'resampled' if old[1:] == new[1:] else 'adapted', _changes(old, new))
 
 def _resized_pictures(x: Tensor, side: int) -> Tensor:  # (outputs, channels, D, p, p) -> (..., side, side)
-    if x.shape[-1] == side:
-        return x
+    if x.shape[-1] == side: return x
     flat = F.interpolate(x.flatten(0, 1), size=(side, side), mode='bicubic', antialias=True)
     return flat.unflatten(0, x.shape[:2])
 
@@ -237,8 +234,7 @@ def _rule_classes(name, source, target, case):
     if len(source) == len(target) and (not named or own == case.alphabet): return
     out = source[-1:].repeat(len(target), 1)
     took = _same_letters(own, case.alphabet) if named else {}
-    for new, old in took.items():
-        out[new] = source[old]
+    for new, old in took.items(): out[new] = source[old]
     why = f'{len(took)} classes by name, {len(target) - len(took) - 1} start as the null class'
     return _Found(out, 'adapted', why)
 
@@ -253,7 +249,7 @@ def _same_letters(own: tuple, theirs: tuple) -> dict[int, int]:  # class of the 
 
 # %% ../nbs/02a_surgery.ipynb #letters-02a
 def _rule_letters(name, source, target, case):
-    "The letters' rows of the class table become the rows of their bytes in the text encoder."
+    "The letters' rows of the class table become the rows of their units or bytes in the text encoder."
     table = case.weights.get(_CLASS_TABLE)
     n = len(case.alphabet)
     if name != 'text_encoder.embed.weight' or source is not None or n < 2: return
@@ -262,10 +258,26 @@ def _rule_letters(name, source, target, case):
     rows = (rows - rows.mean(0)) / rows.std() * target.std()
     out = target.clone()
     for letter, row in zip(case.alphabet, rows):
-        for code in (letter.encode(), letter.lower().encode()):
-            if len(code) == 1:
-                out[code[0]] = row
+        for number in _token_ids(letter, case.model.config.vocabulary): out[number] = row
     return _Found(out, 'adapted', f'{n} letter rows of the class table')
+
+def _token_ids(letter: str, vocabulary: tuple) -> list[int]:
+    "Of a unit, or of a letter of one byte in upper and lower case."
+    if vocabulary: return [i for i, unit in enumerate(vocabulary) if unit == letter]
+    return [code[0] for code in (letter.encode(), letter.lower().encode()) if len(code) == 1]
+
+# %% ../nbs/02a_surgery.ipynb #units-02a
+def _rule_units(name, source, target, case):
+    "The rows of a text encoder with another vocabulary: units by name, and the marks after them."
+    own, theirs = case.model.config.vocabulary, case.alphabet
+    if name != 'text_encoder.embed.weight' or source is None or not own or own == theirs: return
+    marks = len(source) - len(theirs)  # BOS, EOS, PAD, REPEAT
+    if marks != len(target) - len(own) or source.shape[1:] != target.shape[1:]: return
+    took = {new: theirs.index(unit) for new, unit in enumerate(own) if unit in theirs}
+    out = target.clone()
+    out[-marks:] = source[-marks:]
+    for new, old in took.items(): out[new] = source[old]
+    return _Found(out, 'adapted', f'{len(took)} units by name, {len(own) - len(took)} start fresh')
 
 # %% ../nbs/02a_surgery.ipynb #depth-02a
 _LAST_PROJECTIONS = ('text_attn.proj.', 'time_attn.proj.', 'text_cond.proj.')  # of a branch
@@ -302,14 +314,13 @@ def _rule_same(name, source, target, case):
 
 _RULES = (
     _rule_positions, _rule_patches, _rule_head, _rule_classes,
-    _rule_letters, _rule_depth, _rule_branches, _rule_same,
+    _rule_letters, _rule_units, _rule_depth, _rule_branches, _rule_same,
 )
 
 def _apply_rules(name, source, target, case) -> _Found | None:
     for rule in _RULES:
         found = rule(name, source, target, case)
-        if found is not None:
-            return found
+        if found is not None: return found
     return None
 
 # %% ../nbs/02a_surgery.ipynb #039-02
@@ -355,8 +366,7 @@ def _make_plan(case: _Case) -> tuple[dict, list[Row], list[str]]:  # name -> ten
 # %% ../nbs/02a_surgery.ipynb #row-02a
 def _origin(name: str, blocks: list | None) -> str:
     "The name in the weights of a tensor of the model."
-    if blocks is None or not name.startswith('blocks.'):
-        return name
+    if blocks is None or not name.startswith('blocks.'): return name
     _, i, rest = name.split('.', 2)
     return f'blocks.{blocks[int(i)]}.{rest}'
 
@@ -367,8 +377,7 @@ def _row(name, origin, source, found: _Found) -> Row:
     return Row(name, found.what, list(source.shape), target, found.why, origin)
 
 def _no_rule(origin, source, target) -> str:
-    if source is None:
-        return f'{origin} is missing from the weights'
+    if source is None: return f'{origin} is missing from the weights'
     return f'{origin} is {list(source.shape)}, the model wants {list(target.shape)}'
 
 # %% ../nbs/02a_surgery.ipynb #040-02
@@ -379,8 +388,7 @@ def _left_over(case: _Case) -> tuple[list[Row], list[str]]:  # rows of dropped b
     lost = []
     for name, tensor in case.weights.items():
         shape = list(tensor.shape)
-        if name in taken:
-            continue
+        if name in taken: continue
         if case.blocks is not None and name.startswith('blocks.'):
             dropped.append(Row(name, 'dropped', shape, [], 'its block was not asked for', name))
         else:
@@ -398,8 +406,7 @@ def _check_blocks(model, weights: dict, blocks) -> None:
         some = ', '.join(list(weights)[:3])
         raise ValueError(f'none of the {len(weights)} tensors is known here ({some}, ...): '
                          'these are not the weights of a DiT')
-    if blocks is None:
-        return
+    if blocks is None: return
     there = _block_numbers(weights)
     if len(blocks) != model.depth or not set(blocks) - {None} <= there:
         raise ValueError(f'blocks={blocks} must name, for each of {model.depth} blocks, '
@@ -408,8 +415,7 @@ def _check_blocks(model, weights: dict, blocks) -> None:
 # %% ../nbs/02a_surgery.ipynb #hint-02a
 def _depth_hint(case: _Case) -> str:
     there = len(_block_numbers(case.weights))
-    if case.blocks is not None or there == case.model.depth:
-        return ''
+    if case.blocks is not None or there == case.model.depth: return ''
     return (f' (the weights have {there} blocks, the model {case.model.depth}; where that is meant, say with '
             'blocks=[...] which block of the weights fills each, None for a new one)')
 
@@ -433,8 +439,7 @@ def freeze(
     if names != '*' and others or not ours:
         raise ValueError(f'cannot freeze {", ".join(others) or names}: '
                          'only tensors that were copied from a checkpoint may be frozen')
-    for name in ours:
-        params[name].requires_grad_(False)
+    for name in ours: params[name].requires_grad_(False)
     return ours
 
 # %% ../nbs/02a_surgery.ipynb #head-zero-02a

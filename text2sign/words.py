@@ -243,6 +243,7 @@ class _Job:
     tempo: float
     look: str
     hop: float
+    cut: bool = False
 
 # %% ../nbs/00e_words.ipynb #words-clip
 def _style_and_hold(job: _Job, i: int, text: str, language: str) -> tuple:
@@ -251,16 +252,25 @@ def _style_and_hold(job: _Job, i: int, text: str, language: str) -> tuple:
     style = Style.sample(rng, job.wide, job.tempo, job.look)
     letters = load_lexicon(language).split(text)
     hold = style.hold
-    while job.frames and hold > HOLD and frames_needed(letters, hold) > job.frames:
+    while job.frames and not job.cut and hold > HOLD and frames_needed(letters, hold) > job.frames:
         hold -= 1
     return style, hold
+
+
+def _window(job: _Job, i: int, length: int) -> slice:
+    "The frames of clip i that are kept: all, or a part that begins anywhere."
+    if not job.cut or length <= job.frames:
+        return slice(0, length)
+    start = int(np.random.default_rng([job.seed, i, 1]).integers(length - job.frames + 1))
+    return slice(start, start + job.frames)
 
 
 def _clip(item) -> tuple:  # (job, index, text, language) -> index, frames, labels, places of the valid frames
     job, i, text, language = item
     style, hold = _style_and_hold(job, i, text, language)
     hands, labels, places = spell_motion(load_lexicon(language), text, hold=hold, hop=job.hop)
-    return i, render(hands, job.size, job.crop, style), labels, places
+    kept = _window(job, i, len(labels))
+    return i, render(hands[kept], job.size, job.crop, style), labels[kept], places[kept]
 
 # %% ../nbs/00e_words.ipynb #words-length
 _LEAST = 32  # frames of a set whose length nobody chose
@@ -360,7 +370,8 @@ def _render_texts(job: _Job,
 def _cache_path(texts: list, languages: list, several: bool, job: _Job) -> Path:
     lexicons = [load_lexicon(code) for code in sorted(set(languages))]
     motion = [[lexicon.alphabet, zlib.crc32(lexicon.motion.tobytes())] for lexicon in lexicons]
-    key = [VERSION, motion, texts, languages if several else languages[0], asdict(job)]
+    how = {name: value for name, value in asdict(job).items() if name != 'cut' or value}
+    key = [VERSION, motion, texts, languages if several else languages[0], how]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
     name = 'several' if several else languages[0]
     return cache_dir() / f'{name}-{len(texts)}x{job.frames}x{job.size}-{job.crop}-{digest}.npz'
@@ -375,7 +386,7 @@ def _check_job(texts: list, languages: list, job: _Job) -> None:
         lexicon = load_lexicon(language)
         if lexicon.side == 'both' and job.crop in ('hand', 'bust'):
             raise ValueError(f"'{language}' is two-handed, crop {job.crop!r} shows one hand: choose signer or upper")
-        if job.frames:
+        if job.frames and not job.cut:
             check_fit(lexicon.split(text), job.frames)
 
 
@@ -402,6 +413,7 @@ def spell(texts,  # what to spell, one clip each: words, or phrases with spaces
           progress: bool = True,  # show a progress bar
           languages: list | None = None,  # one code a text, instead of `language`; labels then count in a vocabulary
           hop: float = 0.,  # sw: how high the hand lifts between equal letters
+          cut: bool = False,  # of a clip that is longer than `frames`, keep a part that begins anywhere
           ) -> Clips:
     "Render texts in seeded styles. Raises ValueError for what cannot be spelled, does not fit or is unknown."
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -409,7 +421,7 @@ def spell(texts,  # what to spell, one clip each: words, or phrases with spaces
     languages = list(languages) if several else [language] * len(texts)
     _check_languages(texts, languages)
     texts = [load_lexicon(code).spellable(text) for text, code in zip(texts, languages)]
-    job = _Job(frames, size, crop, seed, wide, tempo, look, hop)
+    job = _Job(frames, size, crop, seed, wide, tempo, look, hop, cut and frames is not None)
     _check_job(texts, languages, job)
     if frames is None:
         job = replace(job, frames=_longest(job, texts, languages))
