@@ -396,7 +396,7 @@ def load_model(
     "A model as it was saved. Raises FileNotFoundError or ValueError in one line."
     path = find_checkpoint(path)
     weights, config = read_checkpoint(path)
-    if config.get('kind') not in _MODELS:
+    if str(config.get('kind')) not in _MODELS:
         raise ValueError(f'{path}: {_unknown_kind(config.get("kind"))}')
     try:
         config = ModelConfig.from_dict(config)
@@ -417,6 +417,8 @@ def _check_shapes(config: ModelConfig, weights: dict) -> None:
     if config.kind == 'VideoDiT':
         sizes |= _video_sizes(weights)
     wrong = []
+    if not (0 < config.fps <= 1000 and 0 < config.frames <= 10**5):
+        wrong.append(f'fps is {config.fps:g} and frames {config.frames}, which no clip has')
     for name, size in sizes.items():
         given = getattr(config, name)
         if given is not None and given != size:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .clips import Clips
+from .clips import Clips, load_or_make
 from .core import cache_dir
 
 # %% ../nbs/00g_latents.ipynb #027-06
@@ -144,13 +144,11 @@ def encode_clips(
         made_by = f', of {clips.vae}' if clips.vae else ''
         raise ValueError(f'these clips hold latents already{made_by}')
     path = _latents_path(clips, str(vae))
-    if cache and path.exists():
-        kept = Clips.load(path)
-        return replace(clips, frames=kept.frames, std=kept.std, vae=str(vae))
-    out = _encode(clips, str(vae), chunk, device, progress)
-    if cache:
-        out.save(path)
-    return out
+
+    def make():
+        return _encode(clips, str(vae), chunk, device, progress)
+    kept = load_or_make(path, Clips.load, make, Clips.save) if cache else make()
+    return replace(clips, frames=kept.frames, std=kept.std, vae=str(vae))
 
 # %% ../nbs/00g_latents.ipynb #encode-00e
 def _encode(clips: Clips, name: str, chunk: int, device, progress: bool) -> Clips:

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .canvas import CROPS, Style, check_drawing
-from .clips import FPS, Clips
+from .clips import FPS, Clips, load_or_make
 from .core import atomic_path, cache_dir, cpu_count
 from .lexicon import VERSION
 from .mannequin import drawn_body, render
@@ -251,14 +251,14 @@ def _cache_path(sources: list, problems: list, job: _Job, frames: int | None) ->
     return cache_dir() / f'poses-{len(sources)}x{job.size}-{job.crop}-{digest}.npz'
 
 # %% ../nbs/00f_poses.ipynb #pos-kept
-def _load_kept(path: Path) -> tuple | None:  # `Clips` and the report
-    note = path.with_suffix('.json')
-    if not (path.exists() and note.exists()):
-        return None
-    return Clips.load(path), PoseReport(**json.loads(note.read_text()))
+def _load_kept(path: Path) -> tuple:  # `Clips` and the report. Raises FileNotFoundError where one is missing
+    return Clips.load(path), PoseReport(**json.loads(path.with_suffix('.json').read_text()))
 
 
-def _keep(path: Path, clips: Clips, report: PoseReport) -> None:
+def _keep(made: tuple, path: Path) -> None:  # made: `Clips`, or None for no good clip, and the report
+    clips, report = made
+    if clips is None:
+        return
     with atomic_path(path.with_suffix('.json')) as part:
         part.write_text(json.dumps(asdict(report)))
     clips.save(path)  # last, so that no set is without its report
@@ -315,14 +315,14 @@ def read_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
     job = _Job(size, crop, float(fps), seed, look, wide, gap, smooth, float(recorded_fps or fps), aspect, skip)
     workers = workers or min(cpu_count(), 1 + len(sources) // 50)
     kept_path = _cache_path(sources, problems, job, frames) if cache and sources else None
-    kept = _load_kept(kept_path) if kept_path else None
-    clips, report = kept or _gather(sources, problems, job, frames, workers, progress)
-    if not kept:
-        report.notes += notes
+
+    def make():
+        made = _gather(sources, problems, job, frames, workers, progress)
+        made[1].notes += notes
+        return made
+    clips, report = load_or_make(kept_path, _load_kept, make, _keep) if kept_path else make()
     print(report)
     _check(path, report, least)
-    if kept_path and not kept:
-        _keep(kept_path, clips, report)
     clips.report = report
     return clips
 

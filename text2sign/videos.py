@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 from tqdm import tqdm
 
-from .clips import Clips
+from .clips import Clips, load_or_make
 from .core import atomic_path, cache_dir, cpu_count
 from .decoding import Refused, activity, decode_video, motion_span, nearest_frames, sample_times, to_square
 from .sources import Source, find_sources
@@ -128,19 +128,15 @@ def _cache_path(sources, problems, settings:dict) -> Path: # of the clips
     name = f'videos-{len(sources)}x{settings["frames"]}x{settings["size"]}'
     return cache_dir()/f'{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz'
 
-def _load_kept(path:Path): # `Clips` and `ReadReport`, or None where both are not there
-    note = path.with_suffix('.json')
-    if not (path.exists() and note.exists()): return None
-    return Clips.load(path), ReadReport(**json.loads(note.read_text()))
+def _load_kept(path:Path) -> tuple: # `Clips` and `ReadReport`. Raises FileNotFoundError where one is missing
+    return Clips.load(path), ReadReport(**json.loads(path.with_suffix('.json').read_text()))
 
 # %% ../nbs/08_videos.ipynb #335999cd
-def _keep(path:Path, clips:Clips, report:ReadReport) -> None:
-    try:
-        with atomic_path(path.with_suffix('.json')) as part: part.write_text(json.dumps(asdict(report)))
-        clips.save(path)                                 # last, so that no set is without its report
-    except OSError as e:
-        why = e.strerror or e
-        warnings.warn(f'the clips could not be kept in {path.parent} ({why}): next time they are read again')
+def _keep(made:tuple, path:Path) -> None: # made: `Clips`, or None for no good clip, and `ReadReport`
+    clips, report = made
+    if clips is None: return
+    with atomic_path(path.with_suffix('.json')) as part: part.write_text(json.dumps(asdict(report)))
+    clips.save(path)                                     # last, so that no set is without its report
 
 def _check_settings(frames, size, fps, fit, at) -> None: # ValueError
     if fit in ('cover', 'pad') and frames >= 1 and size >= 1 and fps > 0 and (at is None or 0 <= at <= 1): return
@@ -173,12 +169,11 @@ def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) +
     sources, problems, notes = find_sources(source)
     settings = dict(frames=frames, size=size, fps=float(fps), fit=fit, at=at)
     path = _cache_path(sources, problems, settings)
-    kept = _load_kept(path) if cache else None
-    clips, report = kept or _gather(sources, problems, workers, progress, settings)
+    def make(): return _gather(sources, problems, workers, progress, settings)
+    clips, report = load_or_make(path, _load_kept, make, _keep) if cache else make()
     report.notes = notes
     print(report)
     _check_enough(source, report, least)
-    if cache and not kept: _keep(path, clips, report)
     clips.report = report
     return clips
 
