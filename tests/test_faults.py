@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from text2sign.checkpoint import read_checkpoint
 from text2sign.trainer import list_checkpoints
 
 server = multiprocessing.get_context('forkserver')  # imports everything once, then starts processes in no time
-server.set_forkserver_preload(['text2sign.train'])
-TINY = dict(stage='both', pretrained='', size=32, words=12, max_letters=2, frames=9, width=32, depth=1, heads=2, batch=2,
-            image_batch=4, image_steps=8, steps=12, score_words=0, minutes=0, save_minutes=0, log_every=4, device='cpu')
+server.set_forkserver_preload(['text2sign.train', 'text2sign.sample', 'torch.utils.tensorboard', 'torch._dynamo'])
+TINY = dict(stage='both', pretrained='', size=32, words=12, max_letters=2, frames=9, width=32, depth=1, heads=2,
+            image_steps=10, steps=20, image_batch=4, batch=2, score_words=0, minutes=0, save_minutes=0, log_every=4,
+            device='cpu')
 
 
 def command(home, log, settings, file_bytes):
@@ -96,20 +98,49 @@ def alone(tmp_path_factory):
     return saved(home)
 
 
+def kill_at_random(home, times, longest, **how):
+    "Begin or go on, and kill it, so often. How many of the kills met a training that was not finished."
+    chance, met = np.random.default_rng(0), 0
+    for _ in range(times):
+        run = resume_or_begin(home, **how)
+        run.process.join(chance.uniform(0, longest))
+        met += run.process.exitcode is None
+        run.kill()
+    return met
+
+
 def test_kills(tmp_path, alone, request):
     "20 kills, at moments over the whole of a training: rendering, caches, saves, the change of stages."
-    chance = np.random.default_rng(0)
-    for _ in range(60 if request.config.getoption('--slow') else 20):
-        run = resume_or_begin(tmp_path)
-        run.process.join(chance.uniform(0, 3))
-        run.kill()
+    assert kill_at_random(tmp_path, 60 if request.config.getoption('--slow') else 20, longest=1.5) >= 10
     assert resume_or_begin(tmp_path).end() == (0, '')
     assert_same(saved(tmp_path), alone)
     assert not leftovers(tmp_path)
 
 
+def processes_in(home):
+    "Ids of the processes that have a file open there."
+    found = []
+    for folder in Path('/proc').glob('[0-9]*'):
+        try: files = [os.readlink(file) for file in (folder/'fd').iterdir()]
+        except OSError: continue
+        if any(file.startswith(str(home)) for file in files): found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems do not end the children of a killed process')
+def test_kills_of_two_processes(tmp_path, request):
+    "The processes of a launch end with the one that started them, so that the next one has the run for itself."
+    kill_at_random(tmp_path, 10 if request.config.getoption('--slow') else 2, longest=20, processes=2)
+    deadline = time.time() + 5
+    while processes_in(tmp_path) and time.time() < deadline: time.sleep(.05)
+    assert not processes_in(tmp_path)
+    assert resume_or_begin(tmp_path, processes=2).end() == (0, '')
+    assert Run(tmp_path/'alone', run='mine', processes=2).end() == (0, '')
+    assert_same(saved(tmp_path), saved(tmp_path/'alone'))
+
+
 def test_full_disks(tmp_path, alone, request):
-    "Files that cannot grow beyond a random size: a warning about a cache, or one line; then it goes on as if nothing was."
+    "Files cannot grow beyond a random size: a warning about a cache, or one line; then it goes on as if nothing was."
     pytest.importorskip('resource')
     chance = np.random.default_rng(1)
     for _ in range(30 if request.config.getoption('--slow') else 8):

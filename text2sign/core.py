@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned', 'save_npz',
-           'exclusive', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory',
-           'format_time', 'nearest_name', 'slow_cells']
+           'exclusive', 'end_with_parent', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
+           'available_memory', 'format_time', 'nearest_name', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
+import ctypes
 import os
 import re
+import signal
 import sys
 import zipfile
 from contextlib import contextmanager
@@ -124,6 +126,14 @@ def exclusive(folder):  # of a run; made if need be
         yield
     finally:
         lock.release()
+
+# %% ../nbs/00_core.ipynb #orphans-core
+def end_with_parent(parent: int | None = None,  # its process id; None: whoever is the parent now
+                    ) -> None:
+    "Linux kills this process when its parent ends, however that ends. (PR_SET_PDEATHSIG is 1, see prctl(2).)"
+    if sys.platform != 'linux': return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if parent and os.getppid() != parent: os._exit(1)               # it has ended before we could ask
 
 # %% ../nbs/00_core.ipynb #generator
 def generator(device,  # where the numbers are wanted

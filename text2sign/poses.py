@@ -27,6 +27,7 @@ from .mannequin import drawn_body, render
 from .motion import FACE, FINGERS, Motion
 from .pose_sources import ASPECTS, PoseSource, find_poses, guess_aspect, load_points, read_motion
 from .recording import HOLISTIC, Z_SCALE
+from .words import _open_pool
 
 # %% ../nbs/00f_poses.ipynb #pos-job
 @dataclass(frozen=True)
@@ -146,11 +147,11 @@ def _draw_all(job: _Job, sources: list, workers: int):  # yields what `_draw_or_
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        if workers > 1 and 'fork' in multiprocessing.get_all_start_methods():
-            with multiprocessing.get_context('fork').Pool(workers) as pool:
-                yield from pool.imap(_draw_or_refuse, items, chunksize=4)
-        else:
+        pool = _open_pool(workers if 'fork' in multiprocessing.get_all_start_methods() else 1)
+        if pool is None:
             yield from map(_draw_or_refuse, items)
+        else:
+            with pool: yield from pool.imap(_draw_or_refuse, items, chunksize=4)
     finally:
         cv2.setNumThreads(threads)
         _FORKED.clear()

@@ -23,6 +23,7 @@ from functools import lru_cache
 import torch
 
 from .batches import Batches
+from .core import end_with_parent
 from .fuse import CUDAGraph, compile_blocks, fuse
 from .trainer import Recipe, Trainer
 
@@ -226,15 +227,17 @@ def _start(job, processes: int, args: tuple):  # torch.multiprocessing's context
     env = dict(world_size=processes, local_world_size=processes, master_addr='127.0.0.1', master_port=port)
     if not gpus: env['accelerate_use_cpu'] = 'yes'
     if sys.platform == 'linux': env['gloo_socket_ifname'] = 'lo'
-    run = PrepareForLaunch(_run, 'MULTI_GPU' if gpus else 'MULTI_CPU')
     threads = max(1, torch.get_num_threads()//processes)
+    run = PrepareForLaunch(_run, 'MULTI_GPU' if gpus else 'MULTI_CPU')
+    args = job, threads, args, os.getpid()
     with patch_environment(**env):
-        return start_processes(run, (job, threads, args), nprocs=processes, join=False, start_method='spawn')
+        return start_processes(run, args, nprocs=processes, join=False, start_method='spawn')
 
 # %% ../nbs/05c_speed.ipynb #c-run
-def _run(job, threads: int, args: tuple) -> None:
+def _run(job, threads: int, args: tuple, parent: int) -> None:  # parent: id of the process that holds the run
     "What each process does."
     from accelerate import Accelerator
+    end_with_parent(parent)
     if hasattr(os, 'setpgrp'): os.setpgrp()  # an interruption reaches it once: from the process that started it
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     torch.set_num_threads(threads)

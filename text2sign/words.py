@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from .clips import FPS, Clips, load_or_make
-from .core import cache_dir, cpu_count, save_npz
+from .core import cache_dir, cpu_count, end_with_parent, save_npz
 from .canvas import Style, check_drawing
 from .lexicon import AZ, LANGUAGES, VERSION, check_language, load_lexicon, spell_motion
 from .mannequin import render
@@ -289,7 +289,7 @@ def _open_pool(workers: int):  # None where one process has to do
         return None
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
     try:
-        return multiprocessing.get_context(method).Pool(workers)
+        return multiprocessing.get_context(method).Pool(workers, end_with_parent)
     except (OSError, ImportError) as error:
         warnings.warn(f'clips are rendered in one process: {workers} cannot be started here ({error})', stacklevel=2)
         return None
