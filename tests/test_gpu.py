@@ -9,7 +9,8 @@ import torch
 from text2sign.batches import Batches
 from text2sign.clips import Clips
 from text2sign.diffusion import Flow, get_objective
-from text2sign.speed import _why_not_compiled, find_memory_settings, warm_up
+from text2sign.fuse import why_not_compiled
+from text2sign.speed import find_memory_settings, warm_up
 from text2sign.trainer import Recipe, Trainer, ValLoss
 from text2sign.video import VideoDiT
 from text2sign.words import spell
@@ -74,9 +75,9 @@ def test_without_a_compiler_on_gpu(monkeypatch, capsys):
     batches = Batches(four_words(), False, 4, drop=0.2, device='cuda')
     plain, bare = (Trainer(small_model(), Flow(), Recipe(steps=6, lr=1e-3)) for _ in range(2))
     for name in ('PATH', 'CC', 'CXX'): monkeypatch.setitem(os.environ, name, '')
-    _why_not_compiled.cache_clear()
+    why_not_compiled.cache_clear()
     warm_up(bare, batches)
-    _why_not_compiled.cache_clear()
+    why_not_compiled.cache_clear()
     assert capsys.readouterr().out == 'not compiled, so training is slower: no C compiler was found (install gcc)\n'
     assert bare.graph
     for _ in range(2):

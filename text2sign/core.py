@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned', 'save_npz',
            'exclusive', 'end_with_parent', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
-           'available_memory', 'format_time', 'nearest_name', 'slow_cells']
+           'available_memory', 'only_local', 'format_time', 'nearest_name', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -207,6 +207,22 @@ def available_memory() -> int | None:  # bytes, None where it is not known
     container = _container_memory(Path('/sys/fs/cgroup'))
     known = [room for room in (found and int(found[1]) * 1024, container) if room is not None]
     return min(known, default=None)
+
+# %% ../nbs/00_core.ipynb #hub-core
+def only_local(name: str,  # a folder, or a name on the Hugging Face hub
+               seconds: float = 5,  # to wait for an answer
+               ) -> bool:
+    "Is it a folder, or is the hub out of reach? (For `local_files_only` of `from_pretrained`.)"
+    if Path(name).is_dir(): return True
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+    try:
+        HfApi().model_info(str(name), timeout=seconds)
+    except HfHubHTTPError:                                          # it has answered: no such model, or not for us
+        return False
+    except Exception:                                               # whatever its libraries raise: no connection
+        return True
+    return False
 
 # %% ../nbs/00_core.ipynb #format-time
 def format_time(seconds: float) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .clips import Clips, load_or_make
-from .core import cache_dir
+from .core import cache_dir, only_local
 
 # %% ../nbs/00g_latents.ipynb #027-06
 _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
@@ -30,12 +30,15 @@ def load_vae(
 ):  # diffusers' AutoencoderKL or AutoencoderTiny, in evaluation mode
     "An autoencoder between pixels and latents. Raises FileNotFoundError or ValueError in one line."
     import diffusers
+    local = only_local(name)
     try:
-        kind = diffusers.AutoencoderKL.load_config(name).get('_class_name')
+        kind = diffusers.AutoencoderKL.load_config(name, local_files_only=local).get('_class_name')
         if kind in _KINDS:
-            vae = getattr(diffusers, kind).from_pretrained(name, torch_dtype=torch.float32)
+            how = dict(torch_dtype=torch.float32, local_files_only=local)
+            vae = getattr(diffusers, kind).from_pretrained(name, **how)
     except (OSError, ValueError) as e:
-        why = str(e).splitlines()[0][:120]
+        away = local and not Path(name).is_dir()
+        why = 'which cannot be reached now' if away else str(e).splitlines()[0][:120]
         raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, '
                                 f'or a name on the Hugging Face hub ({why})') from None
     if kind not in _KINDS:

@@ -7,6 +7,7 @@ __all__ = ['SAMPLERS', 'make_scheduler', 'denoise', 'guided', 'noise_for_clips',
            'clip_frames', 'generate', 'generate_images', 'mediapy_with_ffmpeg', 'show']
 
 # %% ../nbs/06_sample.ipynb #002-06
+import warnings
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from .axis import language_letters, only_language
 from .core import autocast_bf16, pick_precision
 from .diffusion import Epsilon, Flow, expand_as_batch, get_objective
 from .dit import DiT, ModelConfig
-from .fuse import CUDAGraph, compile_blocks, fuse
+from .fuse import CUDAGraph, compile_blocks, fuse, why_not_compiled
 from .latents import decode_latents, load_vae
 from .spelling import frames_needed, split_letters
 from .video import VideoDiT
@@ -266,12 +267,14 @@ def _forward_function(
     frame_chunk: int | None,
     compile: bool,
 ):  # -> forward(x, t, text): a tensor of its own at each call
-    "The model's forward pass, as fast as the device allows."
+    "The model's forward pass, as fast as the device allows; a warning where it cannot be compiled as it was asked to."
     device = model.pos_embed.device
+    reason = why_not_compiled(device.type) if compile or device.type == 'cuda' else ''
+    if reason: warnings.warn(f'not compiled, so sampling is slower: {reason}', stacklevel=3)
     bf16 = pick_precision(precision, device) == 'bf16'
-    if device.type == 'cuda':
+    if device.type == 'cuda' and not reason:
         fuse(model)
-    if compile:
+    if compile and not reason:
         compile_blocks(model)
 
     def forward(x, t, text):

@@ -9,7 +9,6 @@ __all__ = ['peak_matmul_flops', 'peak_memory_gib', 'fits_in_memory', 'find_memor
 # %% ../nbs/05c_speed.ipynb #c-imports
 import os
 import pickle
-import shutil
 import signal
 import socket
 import sys
@@ -18,13 +17,12 @@ import time
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 
 from .batches import Batches
 from .core import end_with_parent
-from .fuse import CUDAGraph, compile_blocks, fuse
+from .fuse import CUDAGraph, compile_blocks, fuse, why_not_compiled
 from .trainer import Recipe, Trainer
 
 # %% ../nbs/05c_speed.ipynb #c-peak
@@ -58,21 +56,10 @@ def peak_memory_gib(device) -> float | None:  # GiB, the most so far; None where
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit/2**30
 
 # %% ../nbs/05c_speed.ipynb #c-compiler
-@lru_cache(maxsize=None)
-def _why_not_compiled(
-    device: str,  # cpu or cuda
-) -> str:  # '' where it works
-    "Why kernels cannot be compiled on this machine, found by trying."
-    compilers = (os.environ.get('CC') or os.environ.get('CXX'), 'cc', 'gcc', 'clang')
-    if not any(shutil.which(name) for name in compilers if name): return 'no C compiler was found (install gcc)'
-    try: torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    except Exception as e: return str(e).strip().splitlines()[0][:150]  # whatever it is: the plain model trains without
-    return ''
-
 def _put_kernels_in(tr: Trainer) -> bool:  # whether kernels can be compiled
     "Fuse the model, where it is on a GPU and its kernels can be compiled."
     if tr.device.type != 'cuda': return True
-    if _why_not_compiled('cuda'): return False
+    if why_not_compiled('cuda'): return False
     fuse(tr.model)
     return True
 
@@ -163,7 +150,7 @@ def warm_up(tr: Trainer, batches: Batches) -> float:  # seconds it took
 # %% ../nbs/05c_speed.ipynb #c-compile
 def _compile(tr: Trainer, frame_chunk: int) -> None:
     "Put the kernels in and compile blocks, noise and loss; or say in one line why not."
-    if reason := _why_not_compiled(tr.device.type):
+    if reason := why_not_compiled(tr.device.type):
         if tr.rank == 0: print(f'not compiled, so training is slower: {reason}', flush=True)
         return
     _put_kernels_in(tr)

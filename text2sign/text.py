@@ -7,12 +7,14 @@ __all__ = ['BOS', 'EOS', 'PAD', 'REPEAT', 'tokenize', 'TextEncoder', 'load_froze
 
 # %% ../nbs/01a_text.ipynb #002-01a
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from .core import only_local
 from .dit import sincos
 
 # %% ../nbs/01a_text.ipynb #033-01
@@ -84,12 +86,14 @@ def load_frozen_encoder(
 ) -> tuple:  # (tokenizer, encoder)
     "A text encoder from `transformers`, in evaluation mode. Raises ValueError in one line where there is none."
     from transformers import AutoConfig, AutoModel, AutoTokenizer
+    local = only_local(name)
     try:
-        config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, use_safetensors=True)
+        config = AutoConfig.from_pretrained(name, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local)
     except (OSError, ValueError, KeyError) as e:
-        why = str(e).splitlines()[0][:150]
+        away = 'there is no such folder, and the Hugging Face hub cannot be reached now: give a folder with its files'
+        why = away if local and not Path(name).is_dir() else str(e).splitlines()[0][:150]
         raise ValueError(f'no text encoder can be loaded from {name!r}: {why}') from None
     model = model.eval().requires_grad_(False)
     return tokenizer, model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
