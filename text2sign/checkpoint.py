@@ -417,7 +417,7 @@ def _check_shapes(config: ModelConfig, weights: dict) -> None:
     if config.kind == 'VideoDiT':
         sizes |= _video_sizes(weights)
     wrong = []
-    if not (0 < config.fps <= 1000 and 0 < config.frames <= 10**5):
+    if not (0 < config.fps <= 1000 and 0 <= config.frames <= 10**5):
         wrong.append(f'fps is {config.fps:g} and frames {config.frames}, which no clip has')
     for name, size in sizes.items():
         given = getattr(config, name)

@@ -193,7 +193,8 @@ def _from_row(folder:Path,
               row:dict,    # column -> cell
               signed:bool, # do other rows name a signer?
              ) -> Source: # Raises `Refused`
-    if any(cell.strip() for cell in row[None]): raise Refused('has more fields than there are columns: put quotes around a text with commas')
+    if any(cell.strip() for cell in row[None]):
+        raise Refused('has more fields than there are columns: put quotes around a text with commas')
     name = row['path'].strip().strip('\ufeff')
     if not name: raise Refused('its path is empty')
     path = _find_file(folder, name)
