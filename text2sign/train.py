@@ -14,16 +14,17 @@ import torch
 from fastcore.basics import patch
 
 from .batches import Batches
-from .checkpoint import read_checkpoint
+from .checkpoint import read_checkpoint, read_config
 from .core import format_time, pick_device, pick_precision, workspace
 from .diffusion import get_objective
 from .dit import DiT
 from .finite import first_nonfinite
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
 from .preflight import Check, preflight
-from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data, preview,
-                               read_pretrained, score, score_table)
-from .settings import Settings, open_run, start_run
+from .prepare import (TrainingData, branch_shape, keep_content, model_shape, objective_name, prepare_data,
+                               preview, read_pretrained, score, score_table)
+from .runs import keep_places, open_run, start_run
+from .settings import Settings
 from .speed import (find_memory_settings, launch, out_of_memory_message, peak_matmul_flops,
                              peak_memory_gib, warm_up)
 from .surgery import Report, freeze, graft
@@ -369,6 +370,7 @@ def train(settings: Settings,
     with open_run(settings, home / 'checkpoints') as (folder, settings):
         began = time.perf_counter()
         print(f'run {folder.name} on {pick_device(settings.device)}{_resumed(settings)}', flush=True)
+        if settings.resume: _say_if_finished(settings, folder)
         stage = _first_stage(settings, folder, home / 'outputs' / 'runs' / folder.name)
         histories, checks = {}, []
         for stage.name in settings.stages:
@@ -396,10 +398,22 @@ def _resumed(settings: Settings) -> str:
     return f', as it was begun: {", ".join(differ) or "all by default"}'
 
 
+def _say_if_finished(settings: Settings, folder: Path) -> None:
+    stage = settings.stages[-1]
+    states = list_checkpoints(folder, stage)
+    steps = settings.recipe(stage).steps
+    if states and read_config(states[-1])['step'] == steps:
+        print(f'run {folder.name} is finished: all {steps} steps are taken. To train on, begin a new run from it: '
+              f'-p pretrained {folder.name} -p run NAME', flush=True)
+
+# %% ../nbs/05h_fit.ipynb #first-stage-05h
 def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     "Read what the run starts from, and prepare its data."
     weights, config = read_pretrained(settings)
     data = prepare_data(settings, config)
+    resumed = any(list_checkpoints(folder, name) for name in settings.stages)
+    keep_content(folder, data.content, resumed)
+    if settings.resume: keep_places(folder, settings)
     print(data.clips)
     shape = model_shape(settings, data, weights, config)
     return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config),
