@@ -10,6 +10,7 @@ __all__ = ['TrainingData', 'pretrained_config', 'read_pretrained', 'word_lists',
 # %% ../nbs/05g_prepare.ipynb #imports-05g
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -111,11 +112,23 @@ def _pose_data(settings: Settings, path) -> Clips:
     crop = 'signer' if settings.crop == Settings.crop else settings.crop
     return read_poses(path, settings.frames, settings.size, crop, settings.fps, look=settings.look, least=2)
 
+# %% ../nbs/05g_prepare.ipynb #own-memory-05g
+def _check_own_memory(settings: Settings, path: Path) -> None:
+    "Raises ValueError for more clips than fit into memory, before any of them is read."
+    from text2sign.pose_sources import find_poses, holds_poses
+    from text2sign.sources import find_sources
+    if holds_poses(path): count = len(find_poses(path)[0])
+    elif path.suffix.lower() == '.npz':
+        with zipfile.ZipFile(path) as file: return settings.check_memory(1, file.getinfo('frames.npy').file_size)
+    else: count = len(find_sources(path)[0])
+    settings.check_memory(count)
+
 # %% ../nbs/05g_prepare.ipynb #own-05g
 def _own_data(settings: Settings, path) -> TrainingData:
     "Somebody's own clips: a folder of videos or of poses, a .csv that lists them, takes, or saved `Clips`."
     from text2sign.pose_sources import holds_poses
     from text2sign.videos import read_videos, split
+    _check_own_memory(settings, path)
     if holds_poses(path): clips = _pose_data(settings, path)
     elif path.suffix.lower() == '.npz': clips = Clips.load(path)
     else: clips = read_videos(path, frames=settings.frames, size=settings.size, fps=settings.fps, fit=settings.framing)

@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .checkpoint import find_checkpoint, read_config
-from .core import nearest_name, pick_device, pick_precision, workspace
+from .core import available_memory, nearest_name, pick_device, pick_precision, workspace
 from .diffusion import get_objective
 from .lexicon import check_language, frames_needed
 from .mannequin import check_drawing
@@ -289,3 +289,28 @@ def _check_data(self: Settings) -> None:
     need = frames_needed('A' * self.max_letters)
     if self.frames < need:
         raise ValueError(f'frames is {self.frames}: words of max_letters={self.max_letters} need {need}')
+    self.check_memory(self.words)
+
+# %% ../nbs/05f_settings.ipynb #memory-05f
+@patch
+def check_memory(self: Settings,
+                 clips: int,  # how many
+                 each: int = 0,  # bytes of one; 0: what the settings make of it
+                 ) -> None:
+    "Raises ValueError where the clips, or the model, need more memory than there is."
+    room = available_memory()
+    if room is None: return
+    what = f'{clips:,} clips' if each else f'{clips:,} clips of {self.frames} frames of {self.size}x{self.size}'
+    each = each or self.frames * self.size ** 2 * 3                     # uint8
+    copies = 2 if pick_device(self.device).type == 'cpu' else 1
+    lower = 'words, frames or size' if resolve_data(self.data) is None else 'frames or size, or give fewer clips'
+    _check_room(copies * clips * each, room, what, lower)
+    if self.pretrained: return                                          # whose shape is known when it is read
+    weights = 12 * self.depth * self.width ** 2                         # at least: attention and MLP of the blocks
+    copies = 5 if pick_device(self.device).type == 'cpu' else 1
+    _check_room(4 * copies * weights, room, f'a model of at least {weights / 1e6:,.0f}M parameters', 'width or depth')
+
+# %% ../nbs/05f_settings.ipynb #room-05f
+def _check_room(need: int, room: int, what: str, lower: str) -> None:  # bytes
+    if need <= room: return
+    raise ValueError(f'{what} need {need / 2**30:,.1f} GiB of memory, there are {room / 2**30:,.1f}: lower {lower}')
