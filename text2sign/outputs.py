@@ -128,5 +128,7 @@ def check_time(model,               # `VideoDiT`
     if total*steps < _LARGE: return
     seconds = total*steps*_seconds_a_frame(model, texts[0], min(16, max(frames)), how)
     if seconds <= _PATIENCE: return
+    longest = max(frames)/max(model.config.frames, 1)
+    times = {'lower --steps': steps/12, 'lower --frames': longest, 'give fewer texts': len(texts)}
     raise ValueError(f'{steps} steps of {total} frames would take about {format_time(seconds)}: '
-                     f'lower --steps{"" if len(texts) == 1 else ", give fewer texts,"} or insist with --force')
+                     f'{max(times, key=times.get)}, or insist with --force')
