@@ -99,9 +99,16 @@ def load_frozen_encoder(
     return tokenizer, model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
 
 # %% ../nbs/01a_text.ipynb #limit-01
+def _positions(encoder) -> int | None:
+    "Positions that an encoder has for tokens. Those of RoBERTa begin behind the number of its padding token."
+    count = getattr(encoder.config, 'max_position_embeddings', None)
+    table = getattr(getattr(encoder, 'embeddings', None), 'position_embeddings', None)
+    padding = getattr(table, 'padding_idx', None)
+    return count if count is None or padding is None else count - padding - 1
+
 def _token_limit(tokenizer, encoder) -> int | None:
     "The most tokens that an encoder takes; None: any number (relative positions)."
-    limits = [tokenizer.model_max_length, getattr(encoder.config, 'max_position_embeddings', None)]
+    limits = [getattr(tokenizer, 'model_max_length', None), _positions(encoder)]
     return min((n for n in limits if n and n < 10**6), default=None)
 
 def _check_length(texts:list[str], ids:list, limit:int | None, name:str) -> None:
