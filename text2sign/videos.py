@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from .clips import Clips, load_or_make
-from .core import atomic_path, cache_dir, cpu_count
+from .core import atomic_path, available_memory, cache_dir, cpu_count
 from .decoding import Refused, activity, decode_video, motion_span, nearest_frames, sample_times, to_square
 from .sources import Source, find_sources
 
@@ -144,6 +144,12 @@ def _check_settings(frames, size, fps, fit, at) -> None: # ValueError
                      "fit is 'cover' or 'pad', at None or 0 to 1, the others positive")
 
 # %% ../nbs/08_videos.ipynb #c6412bf9
+def _check_memory(clips:int, frames:int, size:int) -> None: # ValueError
+    need, free = clips*frames*size*size*3, available_memory()
+    if free is None or need <= free: return
+    raise ValueError(f'{clips} clips of {frames} frames of {size} pixels need {need/1e9:.1f} GB of memory, '
+                     f'{free/1e9:.1f} GB are free: lower size or frames, or give fewer clips')
+
 def _check_enough(source:Path, report:ReadReport, least:int) -> None: # ValueError
     least = max(1, least)
     if report.kept >= least: return
@@ -167,6 +173,7 @@ def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) +
     source = Path(source).expanduser()
     _check_settings(frames, size, fps, fit, at)
     sources, problems, notes = find_sources(source)
+    _check_memory(len(sources), frames, size)
     settings = dict(frames=frames, size=size, fps=float(fps), fit=fit, at=at)
     path = _cache_path(sources, problems, settings)
     def make(): return _gather(sources, problems, workers, progress, settings)
