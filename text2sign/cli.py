@@ -190,22 +190,23 @@ def _run_train(a) -> int:  # 130 after Ctrl-C
     from text2sign.train import train
     try: train(settings)
     except KeyboardInterrupt:
-        print(f'text2sign: interrupted; {_how_to_resume(began, resumed=settings.resume)}', file=sys.stderr)
+        print(f'text2sign: interrupted; {_how_to_resume(began, resumed=settings.resume or settings.run)}', file=sys.stderr)
         return 130
     return 0
 
 # %% ../nbs/09a_cli.ipynb #how-to-resume-09a
 def _how_to_resume(since: float,  # seconds since 1970
                   folder=None,  # of the runs; None: checkpoints/ of the workspace
-                  resumed: str = '',  # the run that was resumed
+                  resumed: str = '',  # the run, where it has a name; else the newest is meant
                  ) -> str:
     "What was saved since then, and the command that goes on with it."
     from text2sign.core import workspace
     folder = Path(folder or workspace()/'checkpoints')
     states = [path for path in folder.glob('*/*-state-*.safetensors') if not path.parent.is_symlink()]
     times = {path.parent.name: path.stat().st_mtime for path in sorted(states, key=lambda path: path.stat().st_mtime)}
-    saved = [name for name, changed in times.items() if changed >= since]
-    name = saved[-1] if saved else resumed
+    own = times if resumed in ('', 'latest') else {resumed} & times.keys()      # others may train beside this one
+    saved = [name for name in own if times[name] >= since]
+    name = saved[-1] if saved else resumed if resumed in (*times, 'latest') else ''
     what = 'saved' if saved else 'nothing new had been saved'
     return f'{what}; go on with: text2sign train --resume {name}' if name else what
 
