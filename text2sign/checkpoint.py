@@ -263,6 +263,7 @@ def read_config(
 _CONTAINERS = ('ema', 'model_ema', 'ema_state_dict', 'params_ema', 'model', 'state_dict', 'model_state_dict', 'module',
                'params')
 
+# %% ../nbs/02_checkpoint.ipynb #find-tensors-02c
 def _find_tensors(
     found,  # what a file held
     path,   # for the errors

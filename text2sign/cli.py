@@ -394,9 +394,7 @@ def main(argv=None) -> int:  # arguments, None: those of the shell -> the exit c
     argv = sys.argv[1:] if argv is None else argv
     top = make_parser(argv)
     args = top.parse_args(argv)
-    if not hasattr(args, 'run'):
-        top.print_help()
-        return 0
+    if not hasattr(args, 'run'): return top.print_help() or 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

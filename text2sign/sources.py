@@ -136,6 +136,7 @@ def _check_closed(path, first:int, last:int, error) -> None: # the lines that th
         raise ValueError(f'{path}, line {first}: a quote is opened and not closed; '
                          'close it, or write a quote within a text twice ("")') from None
 
+# %% ../nbs/08_sources.ipynb #src-check-lines
 def _check_lines(path, line:int, cells:list, at:int, separator:str) -> None: # `at`: the column of paths
     "Raises ValueError where a cell of several lines has taken other rows of the table in."
     for cell in cells:
