@@ -190,7 +190,8 @@ def _run_train(a) -> int:  # 130 after Ctrl-C
     from text2sign.train import train
     try: train(settings)
     except KeyboardInterrupt:
-        print(f'text2sign: interrupted; {_how_to_resume(began, resumed=settings.resume or settings.run)}', file=sys.stderr)
+        how = _how_to_resume(began, resumed=settings.resume or settings.run)
+        print(f'text2sign: interrupted; {how}', file=sys.stderr)
         return 130
     return 0
 
@@ -204,7 +205,7 @@ def _how_to_resume(since: float,  # seconds since 1970
     folder = Path(folder or workspace()/'checkpoints')
     states = [path for path in folder.glob('*/*-state-*.safetensors') if not path.parent.is_symlink()]
     times = {path.parent.name: path.stat().st_mtime for path in sorted(states, key=lambda path: path.stat().st_mtime)}
-    own = times if resumed in ('', 'latest') else {resumed} & times.keys()      # others may train beside this one
+    own = times if resumed in ('', 'latest') else {resumed} & times.keys()  # others may train too
     saved = [name for name in own if times[name] >= since]
     name = saved[-1] if saved else resumed if resumed in (*times, 'latest') else ''
     what = 'saved' if saved else 'nothing new had been saved'
