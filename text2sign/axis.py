@@ -41,7 +41,7 @@ def tokenize_units(
     "Raises ValueError for a text that cannot be spelled, and where its language must be said."
     number = {unit: i for i, unit in enumerate(vocabulary)}
     bos, eos, pad = range(len(number), len(number) + 3)
-    languages = languages or [only_language(vocabulary)]*len(texts)
+    if not languages: languages = [only_language(vocabulary) if any(texts) else '']*len(texts)
     rows = [[bos, *(number[unit] for unit in _units(text, vocabulary, language)), eos]
             for text, language in zip(texts, languages, strict=True)]
     M = max(map(len, rows))

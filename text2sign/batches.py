@@ -37,7 +37,7 @@ class Batches:
         self.device, self.names, self.orders = torch.device(device), clips.names, {}
         self.null = len(clips.alphabet) + 1 if null is None else null
         self.frames, self.std = (_channels_first(array, device) for array in (clips.frames, clips.std))
-        self.window = 0
+        self.window, self.item_frames, self.tokens = 0, 1, 0
         if images: self._index_images(clips)
         else: self._index_clips(clips, tokenize)
         if window and not images: self._index_windows(clips, min(window, clips.frames.shape[1]))
@@ -76,6 +76,7 @@ def _index_clips(self: Batches, clips: Clips, tokenize) -> None:
     self.texts = [tensor.to(self.device) for tensor in tensors]  # (N + 1, M, ...) twice
     self.rows = torch.arange(len(clips.frames), device=self.device)  # (n,) of `frames`
     self.n = len(self.rows)
+    self.item_frames, self.tokens = clips.frames.shape[1], tensors[0].shape[1]  # of an item
 
 # %% ../nbs/05a_batches.ipynb #a-order
 @patch
@@ -147,7 +148,8 @@ def _index_windows(
 ) -> None:
     "Frames one by one, where each stands on the axis, and how many tokens a window needs."
     N, T = clips.frames.shape[:2]
-    self.window, self.rows = window, self.rows*T
+    self.window = self.item_frames = window
+    self.rows = self.rows*T
     self.frames = self.frames.flatten(0, 1)  # (N*T, C, H, W)
     if self.std is not None: self.std = self.std.flatten(0, 1)
     self.lengths = torch.as_tensor(clips.lengths, device=self.device)  # (N,)

@@ -24,6 +24,7 @@ from .dit import DiT, ModelConfig, check_shape, shape_of
 from .finite import check_data
 from .settings import Settings, resolve_data
 from .text import encode_frozen, load_frozen_encoder
+from .texts import LENGTHS, parse_languages, training_texts, unseen_texts
 from .video import VideoDiT
 from .words import spell, splits
 
@@ -104,6 +105,58 @@ def _no_score(settings: Settings) -> int:
         raise ValueError('score_words needs the embedded ase corpus: the shipped readers know nothing else; '
                          'leave it out')
     return 0
+
+# %% ../nbs/05g_prepare.ipynb #axis-05g
+def _axis_data(settings: Settings) -> TrainingData:
+    "Parts of clips of texts of any length, in one language or several."
+    languages = parse_languages(settings.data)
+    train = training_texts(settings.words, languages, settings.seed, settings.max_letters)
+    val = _unseen_pairs(languages, 64)
+    clips = _draw_parts(settings, *train, settings.seed + 1)
+    held_out = _draw_parts(settings, *val, settings.seed + 2)
+    about = dict(look=settings.look, crop=settings.crop, words=settings.words, max_letters=settings.max_letters)
+    return TrainingData(clips, held_out, about, _axis_words(settings))
+
+
+def _unseen_pairs(languages: list[str], count: int) -> tuple:  # texts, codes
+    "Texts of all lengths, the languages in turn."
+    lists = {code: unseen_texts(code, 12) for code in languages}
+    names = [*LENGTHS, 'phrases']
+    pairs = [(lists[code][name][k], code) for k in range(12) for name in names for code in languages]
+    return tuple(map(list, zip(*pairs[:count])))
+
+# %% ../nbs/05g_prepare.ipynb #axis-draw-05g
+_CACHED = 2**31  # bytes; a larger set takes longer to pack than to draw
+
+
+def _draw_parts(settings: Settings, texts: list[str], codes: list[str], seed: int) -> Clips:
+    cache = len(texts) * settings.clip_frames * settings.size**2 * 3 < _CACHED
+    return spell(texts, settings.clip_frames, settings.size, settings.crop, seed, look=settings.look, languages=codes, cut=True,
+                 cache=cache)
+
+# %% ../nbs/05g_prepare.ipynb #axis-words-05g
+def _axis_words(settings: Settings) -> list[str]:
+    "Unseen words of 2 to 20 letters, a third of each length; [] where no reader reads them."
+    if settings.data != 'ase' or settings.crop != 'hand': return [''][:_no_score(settings)]
+    lists = unseen_texts('ase', max(3, settings.score_words))
+    count = -(-settings.score_words // 3)
+    words = [word for name in ('2-6', '7-12', '13-20') for word in lists[name][:count]]
+    return words[:settings.score_words]
+
+# %% ../nbs/05g_prepare.ipynb #vocabulary-05g
+def _count_in(clips: Clips, vocabulary: tuple) -> Clips:
+    "The same clips, their labels counted in a larger vocabulary."
+    number = np.array([0] + [1 + vocabulary.index(unit) for unit in clips.alphabet])
+    return replace(clips, letters=number[clips.letters], alphabet=vocabulary)
+
+
+def _join_vocabulary(data: TrainingData, config: ModelConfig | None) -> tuple:  # units
+    "Give both sets the units of the checkpoint and their own."
+    known = config.vocabulary if config else ()
+    own = dict.fromkeys([*known, *data.clips.alphabet, *data.val.alphabet])
+    vocabulary = tuple(own)
+    data.clips, data.val = _count_in(data.clips, vocabulary), _count_in(data.val, vocabulary)
+    return vocabulary
 
 # %% ../nbs/05g_prepare.ipynb #poses-05g
 def _pose_data(settings: Settings, path) -> Clips:
@@ -218,16 +271,21 @@ def prepare_data(settings: Settings,
     "Everything that the run sees. Raises ValueError for words, clips or scores that there cannot be."
     path = resolve_data(settings.data)
     parts = {name: _part_digest(name, getattr(settings, name), settings.device) for name in ('vae', 'encoder')}
-    data = _own_data(settings, path) if path else _corpus_data(settings, config)
+    if path: data = _own_data(settings, path)
+    else: data = _axis_data(settings) if settings.on_axis else _corpus_data(settings, config)
     data.content = parts | dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
     if settings.vae:
         from text2sign.latents import encode_clips
         device = pick_device(settings.device)
         data.clips = encode_clips(data.clips, settings.vae, device=device)
         data.val = encode_clips(data.val, settings.vae, device=device)
+    frames = data.frames
+    if settings.on_axis:
+        vocabulary = () if path else _join_vocabulary(data, config)
+        data.about |= dict(text_position='place', vocabulary=vocabulary)
+        frames = min(frames, settings.frames)
     clips = data.clips
-    data.about |= dict(alphabet=clips.alphabet, language=clips.language, fps=clips.fps, frames=data.frames,
-                       vae=clips.vae)
+    data.about |= dict(alphabet=clips.alphabet, language=clips.language, fps=clips.fps, frames=frames, vae=clips.vae)
     return data
 
 # %% ../nbs/05g_prepare.ipynb #shape-05g
@@ -263,8 +321,9 @@ def _pretrained_shape(settings: Settings, weights: dict, config: ModelConfig | N
 # %% ../nbs/05g_prepare.ipynb #branches-05g
 def branch_shape(settings: Settings,
                  config: ModelConfig | None,  # of the checkpoint to start from
+                 about: dict | None = None,  # of the data
                  ) -> dict:  # the arguments that `VideoDiT` has besides those of `DiT`
-    "A video checkpoint keeps its branches and its text encoder; else the settings decide."
+    "A video checkpoint keeps its branches and its text encoder; else settings and data decide."
     shape = dict(text_depth=settings.text_depth, text_cond=settings.text_cond)
     if config and config.kind == 'VideoDiT':
         names = ('text_width', 'text_depth', 'text_cond', 'encoder', 'branch_heads')
@@ -272,7 +331,8 @@ def branch_shape(settings: Settings,
     if settings.encoder:
         features, _ = encode_frozen([''], settings.encoder)
         shape |= dict(encoder=settings.encoder, text_width=features.shape[-1])
-    return shape
+    if not about or 'text_position' not in about: return shape
+    return shape | dict(text_position=about['text_position'], vocabulary=about['vocabulary'], text_depth=0)
 
 # %% ../nbs/05g_prepare.ipynb #objective-05g
 def objective_name(settings: Settings, shape: dict, config: ModelConfig | None) -> str:  # 'flow' or 'epsilon'
@@ -289,12 +349,19 @@ def preview(model: DiT,
     from text2sign.sample import generate, generate_images
     if isinstance(model, VideoDiT):
         texts = data.val.texts[:3]
-        return list(zip(texts, generate(model, texts, frames=data.frames, steps=10)))
+        return list(zip(texts, generate(model, texts, steps=10, **_how_long(data, data.val[:3]))))
     letters = data.clips.alphabet[:6]
     captions = letters or ['any']
     classes = torch.arange(1, len(letters) + 1) if letters else torch.tensor([model.classes])
     images = generate_images(model, classes, steps=10)      # (N, H, W, 3)
     return list(zip(captions, images[:, None]))
+
+# %% ../nbs/05g_prepare.ipynb #how-long-05g
+def _how_long(data: TrainingData, clips: Clips | None = None) -> dict:  # arguments of `generate`
+    "As long as the clips of training; on the text's axis as long as a text needs, in its language."
+    if data.about.get('text_position') != 'place': return dict(frames=data.frames)
+    if clips is not None: return dict(language=clips.languages)
+    return dict(language='ase' if data.about['vocabulary'] else None)
 
 # %% ../nbs/05g_prepare.ipynb #score-05g
 def read_back(frames,  # uint8 (N, T, H, W, 3)
@@ -306,8 +373,17 @@ def read_back(frames,  # uint8 (N, T, H, W, 3)
     from text2sign.reader import load_readers
     first, second = (reader.transcribe(frames) for reader in load_readers(device=device))
     shuffled = words[1:] + words[:1]
-    scores = dict(cer=cer(first, words), cer_second=cer(second, words))
+    scores = dict(cer=cer(first, words), cer_second=cer(second, words)) | _cer_by_length(first, words)
     return scores | dict(cer_shuffled=cer(first, shuffled), word_accuracy=word_accuracy(first, words))
+
+# %% ../nbs/05g_prepare.ipynb #by-length-05g
+def _cer_by_length(read: list[str], words: list[str]) -> dict:  # 'cer_7-12' -> share; {} for words of one group
+    from text2sign.evaluate import cer
+    groups = {}
+    for name, (short, long) in LENGTHS.items():
+        pairs = [pair for pair in zip(read, words) if short <= len(pair[1]) <= long]
+        if pairs: groups[f'cer_{name}'] = cer(*map(list, zip(*pairs)))
+    return groups if len(groups) > 1 else {}
 
 # %% ../nbs/05g_prepare.ipynb #score-model-05g
 def score(model: DiT,
@@ -318,7 +394,7 @@ def score(model: DiT,
     "Generate the unseen words and read them back."
     from text2sign.sample import generate
     if not data.words or not isinstance(model, VideoDiT): return {}
-    frames = generate(model, data.words, frames=data.frames, steps=steps, batch=batch)
+    frames = generate(model, data.words, steps=steps, batch=batch, **_how_long(data))
     return read_back(frames, data.words, model.pos_embed.device)
 
 # %% ../nbs/05g_prepare.ipynb #table-05g
@@ -333,7 +409,8 @@ def score_table(history: list[dict],  # of the video stage
     "The first and the last score of a run, beside reference clips of the same words."
     scored = [row for row in history if 'cer' in row]
     if not scored: return {}
-    clips = spell(data.words, data.frames, settings.size, settings.crop, settings.seed + 2, settings.data,
+    frames = None if data.about.get('text_position') == 'place' else data.frames
+    clips = spell(data.words, frames, settings.size, settings.crop, settings.seed + 2, settings.data,
                   look=settings.look, progress=False)
     reference = read_back(clips.frames, clips.texts, pick_device(settings.device))
     rows = {'before': scored[0], 'after': scored[-1], 'reference clips': reference}

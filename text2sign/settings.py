@@ -6,9 +6,7 @@
 __all__ = ['Settings', 'resolve_data']
 
 # %% ../nbs/05f_settings.ipynb #imports-05f
-import dataclasses
 import datetime
-import json
 import math
 import os
 import zipfile
@@ -20,8 +18,9 @@ from fastcore.basics import patch
 from .checkpoint import find_checkpoint, read_config
 from .core import available_memory, nearest_name, pick_device, pick_precision, workspace
 from .diffusion import get_objective
-from .lexicon import check_language, frames_needed
+from .lexicon import frames_needed
 from .mannequin import check_drawing
+from .texts import parse_languages
 from .trainer import Recipe
 
 # %% ../nbs/05f_settings.ipynb #fields-05f
@@ -37,17 +36,17 @@ class Settings:
     pretrained: str = _setting('fs-ase', 'start from this image or video checkpoint; empty: from random weights')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
-    data: str = _setting('ase', 'ISO 639-3 code of an embedded corpus, or your own: folder (videos, poses), .csv, .npz')
+    data: str = _setting('ase', 'embedded corpus (ase, ase+gsg, all), or your own: folder (videos, poses), .csv, .npz')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
     words: int = _setting(600, 'training words')
-    max_letters: int = _setting(3, 'longest training word; n letters need 5n-1 frames')
+    max_letters: int = _setting(3, "longest training word; n letters need 5n-1 frames, except on the text's axis")
     look: str = _setting('mint', "colours of the corpus: day (the shipped model's) or mint")
     crop: str = _setting('hand', 'hand, bust, upper or signer; poses: signer')
     size: int = _setting(64, 'pixels along one side, 32 to 512')
-    frames: int = _setting(14, 'frames of a clip')
+    frames: int = _setting(14, "frames of a clip; on the text's axis: of a window")
     frame_chunk: int = _setting(0, 'frames at a time through the spatial layers, to save memory; 0: all at once')
     fit_memory: bool = _setting(False, 'before training, find the accumulation and frame_chunk that fit')
     patch_size: int = _setting(8, 'pixels along one side of a patch')
@@ -56,6 +55,7 @@ class Settings:
     heads: int = _setting(4, 'attention heads')
     objective_name: str = _setting('auto', 'flow, epsilon, or auto: flow, except where a variance is predicted')
     text_depth: int = _setting(1, 'layers of the text encoder')
+    text_position: str = _setting('frame', "frame: words that fit; place: texts of any length, on the text's axis")
     text_cond: bool = _setting(True, "text also into each frame's adaLN (False: only through cross-attention)")
     image_steps: int = _setting(1500, 'optimiser steps of the image stage')
     steps: int = _setting(80, 'optimiser steps of the video stage')
@@ -214,7 +214,7 @@ def resolve_data(data: str,  # the setting
         raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed, or takes of keypoints')
     return path
 
-# %% ../nbs/05f_settings.ipynb #holds-clips-05f
+
 def _holds_clips(path: Path) -> bool:
     if not zipfile.is_zipfile(path): return False
     names = set(zipfile.ZipFile(path).namelist())
@@ -238,16 +238,30 @@ def check(self: Settings) -> None:
     for stage in self.stages: self._check_stage(stage)
     pick_precision(self.precision, pick_device(self.device))
     if self.objective_name != 'auto': get_objective(self.objective_name)
-    if self._pretrained_kind() == 'VideoDiT' and self.stage != 'video':
+    if self._pretrained_config().get('kind') == 'VideoDiT' and self.stage != 'video':
         raise ValueError(f'{self.pretrained} is a video model: go on with it by stage=video, '
                          'or start anew with an empty pretrained')
     self._check_data()
 
 # %% ../nbs/05f_settings.ipynb #pretrained-kind-05f
 @patch
-def _pretrained_kind(self: Settings) -> str:  # of the model; '' for none, and for weights from elsewhere
+def _pretrained_config(self: Settings) -> dict:  # of the model; {} for none, and for weights from elsewhere
     path = find_checkpoint(self.pretrained) if self.pretrained else None
-    return read_config(path).get('kind', '') if path and path.suffix == '.safetensors' else ''
+    return read_config(path) if path and path.suffix == '.safetensors' else {}
+
+
+@patch(as_prop=True)
+def on_axis(self: Settings) -> bool:
+    "Do frames find letters by their place? Raises ValueError for a video checkpoint whose frames do not."
+    config = self._pretrained_config()
+    theirs = config.get('text_position', 'frame') if config.get('kind') == 'VideoDiT' else self.text_position
+    if self.text_position == 'place' and theirs != 'place':
+        raise ValueError(f'text_position=place: {self.pretrained} finds letters by frame; start from an image model')
+    return theirs == 'place'
+
+# %% ../nbs/05f_settings.ipynb #clip-frames-05f
+@patch(as_prop=True)
+def clip_frames(self: Settings) -> int: return self.frames + self.frames // 4 * self.on_axis
 
 # %% ../nbs/05f_settings.ipynb #check-stage-05f
 @patch(as_prop=True)
@@ -282,10 +296,15 @@ def _check_stage(self: Settings, stage: str) -> None:
 def _check_data(self: Settings) -> None:
     if self.framing not in ('cover', 'pad'): raise ValueError(f'framing is {self.framing!r}: use cover or pad')
     if not self.fps > 0: raise ValueError(f'fps is {self.fps}: give a positive number')
+    if self.text_position not in ('frame', 'place'):
+        raise ValueError(f'text_position is {self.text_position!r}: use frame or place')
+    on_axis = self.on_axis
     if resolve_data(self.data): return
-    check_language(self.data)
+    codes = parse_languages(self.data)
     check_drawing(self.size, self.crop, self.look)
     if self.max_letters < 2: raise ValueError(f'max_letters is {self.max_letters}: at least 2 are needed')
+    if on_axis: return self.check_memory(self.words, self.clip_frames * self.size**2 * 3)
+    if len(codes) > 1: raise ValueError(f'data={self.data}: several languages need text_position=place')
     need = frames_needed('A' * self.max_letters)
     if self.frames < need:
         raise ValueError(f'frames is {self.frames}: words of max_letters={self.max_letters} need {need}')

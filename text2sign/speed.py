@@ -98,7 +98,7 @@ def _options(tr: Trainer, batches: Batches) -> list:  # (accumulation, frame_chu
     items = batches.batch//tr.world
     divisors = [n for n in range(1, items + 1) if items % n == 0]
     whole = [(n, 0) for n in divisors if n & (n - 1) == 0 or n == items]
-    frames = 0 if batches.images else batches.frames.shape[1]
+    frames = 0 if batches.images else batches.item_frames
     chunks = (frames//2, frames//4, frames//8, 2, 1)
     return whole + [(items, chunk) for chunk in chunks if 0 < chunk < frames]
 

@@ -17,7 +17,7 @@ from .batches import Batches
 from .checkpoint import read_checkpoint, read_config
 from .core import format_time, pick_device, pick_precision, workspace
 from .diffusion import get_objective
-from .dit import DiT
+from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
 from .preflight import Check, preflight
@@ -72,9 +72,7 @@ def start(self: _Log) -> Clock:
 def _flops_per_item(trainer: Trainer, batches: Batches) -> float:
     "Of a training step: the backward pass takes twice the products of the forward pass."
     if batches.images: return 3 * flops(trainer.model)
-    frames = batches.frames.shape[1]
-    tokens = batches.texts[0].shape[1]
-    return 3 * flops(trainer.model, frames, tokens)
+    return 3 * flops(trainer.model, batches.item_frames, batches.tokens)
 
 # %% ../nbs/05h_fit.ipynb #measure-05h
 @patch
@@ -238,7 +236,8 @@ def build_model(self: Stage) -> tuple[DiT, Report]:
 def make_batches(self: Stage, model: DiT, device) -> tuple[Batches, ValLoss]:
     "Training data on the device, and the validation loss."
     settings = self.settings
-    how = dict(device=device, tokenize=getattr(model, 'tokenize', tokenize), null=model.classes)
+    window = settings.frames if self.data.about.get('text_position') == 'place' else 0
+    how = dict(device=device, tokenize=getattr(model, 'tokenize', tokenize), null=model.classes, window=window)
     batch = settings.image_batch if self.images else settings.batch
     val_batch = 256 if self.images else min(32, len(self.data.val))
     batches = Batches(self.data.clips, self.images, batch, settings.seed, **how)
@@ -416,8 +415,15 @@ def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     if settings.resume: keep_places(folder, settings)
     print(data.clips)
     shape = model_shape(settings, data, weights, config)
-    return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config),
-                 objective_name(settings, shape, config), weights, config.alphabet if config else ())
+    return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config, data.about),
+                 objective_name(settings, shape, config), weights, _class_names(config, data))
+
+# %% ../nbs/05h_fit.ipynb #class-names-05h
+def _class_names(config: ModelConfig | None, data: TrainingData) -> tuple:
+    "The letters of a checkpoint's classes, named as the data name theirs."
+    if not config: return ()
+    if config.vocabulary or not data.about.get('vocabulary') or not config.language: return config.alphabet
+    return tuple(f'{config.language}:{letter}' for letter in config.alphabet)
 
 # %% ../nbs/05h_fit.ipynb #run-one-stage-05h
 def _run_stage(stage: Stage) -> list[Check]:
