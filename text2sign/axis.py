@@ -48,6 +48,7 @@ def tokenize_units(
     ids = torch.tensor([row + [pad]*(M - len(row)) for row in rows], device=device)  # (B, M)
     return Text(ids, ids != pad)
 
+# %% ../nbs/01aa_axis.ipynb #ids-helpers-aa
 def _units(text:str, vocabulary, language:str) -> list[str]:
     if not text: return []
     letters = split_letters(text, language_letters(vocabulary, language), f"'{language}'")

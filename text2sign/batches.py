@@ -54,6 +54,7 @@ def _channels_first(
     for mine, part in zip(out.split(256), source.split(256)): mine.copy_(part)
     return out
 
+# %% ../nbs/05a_batches.ipynb #a-index-images
 @patch
 def _index_images(self: Batches, clips: Clips) -> None:
     "Each valid frame is an item."

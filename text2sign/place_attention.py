@@ -202,7 +202,7 @@ _attend.register_autograd(_gradients, setup_context=_save)
 
 # %% ../nbs/01cc_place_attention.ipynb #public-cc
 def place_attention(
-    q: Tensor,              # (B, T*S, h, d), d even and at most 128: queries of T frames of S tokens, S a multiple of 64
+    q: Tensor,              # (B, T*S, h, d), d even, at most 128: queries of T frames of S tokens, S a multiple of 64
     bias: Tensor,           # (h*d,) float32: added to `q` already; its gradient is summed up in the kernel
     places: Tensor,         # (B, T) float32: where each frame stands; token m stands at m
     cos: Tensor,            # (B, T, d/2) float32: the rotation of each frame

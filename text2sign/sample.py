@@ -211,9 +211,9 @@ def _languages(
         raise ValueError(f'this model does not know the language {language!r}: it knows {config.language}')
     return [language or config.language]*len(texts)
 
-
+# %% ../nbs/06_sample.ipynb #letters-of-06
 def _letters(config: ModelConfig, text: str, language: str) -> tuple:
-    "The letters of a text, () for none, and where the model takes anything. Raises ValueError for what it cannot spell."
+    "() for no text, and where the model takes anything. Raises ValueError for a text that it cannot spell."
     alphabet = language_letters(config.vocabulary, language) if config.vocabulary else config.alphabet
     if not text or not alphabet: return ()
     return split_letters(text, alphabet, f"'{language}'" if config.vocabulary else 'this model')

@@ -8,6 +8,7 @@ __all__ = ['window_starts', 'window_weights', 'plan_windows', 'Windows', 'window
 # %% ../nbs/01ab_windows.ipynb #imp-ab
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .axis import Text, crop_text, even_places, tokens_near
@@ -62,15 +63,31 @@ class Windows:
         self.share = self._shares(len(made), max(max(made), window), window, device)
         self.size, self.window = size, window
 
-    def _shares(self, B: int, T: int, window: int, device) -> Tensor:  # (n, W): what a window has of each frame
-        total, weights = torch.zeros(B, T, device=device), window_weights(window, device)
-        for i, start in self.pairs: total[i, start:start + window] += weights
-        return weights/total[self.clip[:, None], self.frames]
+# %% ../nbs/01ab_windows.ipynb #windows-parts
+@patch
+def _shares(self: Windows, B: int, T: int, window: int, device) -> Tensor:  # (n, W): what a window has of each frame
+    total, weights = torch.zeros(B, T, device=device), window_weights(window, device)
+    for i, start in self.pairs: total[i, start:start + window] += weights
+    return weights/total[self.clip[:, None], self.frames]
 
-    def rows(self, start: int) -> Tensor:  # (size,) numbers of windows
-        "The next windows, the last one again where there are no more: the shapes are always the same."
-        at = torch.arange(start, start + self.size, device=self.clip.device)
-        return at.clamp(max=len(self.pairs) - 1)
+@patch
+def rows(self: Windows, start: int) -> Tensor:  # (size,) numbers of windows
+    "The next windows, the last one again where there are no more: the shapes are always the same."
+    at = torch.arange(start, start + self.size, device=self.clip.device)
+    return at.clamp(max=len(self.pairs) - 1)
+
+@patch
+def text(self: Windows, text: Text, rows: Tensor, tokens: int) -> tuple:  # of the whole clips -> of these windows
+    "The tokens near each window."
+    clip, frames = self.clip[rows], self.frames[rows]
+    part = Text(text.tokens[clip], text.mask[clip], text.places[clip[:, None], frames])
+    return tuple(crop_text(part, tokens))
+
+@patch
+def add(self: Windows, out: Tensor, start: int, rows: Tensor, made: Tensor) -> None:
+    "Add the predictions of some windows to those of whole clips, as far as they are windows and not repeats."
+    for (i, first), row, clip in zip(self.pairs[start:], rows.tolist(), made):
+        out[i, first:first + self.window] += clip*self.share[row, :, None, None, None]
 
 # %% ../nbs/01ab_windows.ipynb #windows-predict-06
 def windowed(
@@ -81,21 +98,16 @@ def windowed(
     guide,  # (condition, null) -> predict(x, t), as `guided` makes it
 ):  # -> predict(x (B, T, C, H, W), t (B,))
     "Predict window by window, and blend."
-    def near(text, rows):
-        clip, frames = windows.clip[rows], windows.frames[rows]
-        part = Text(text.tokens[clip], text.mask[clip], text.places[clip[:, None], frames])
-        return tuple(crop_text(part, tokens))
-
-    rows = [windows.rows(start) for start in range(0, len(windows.pairs), windows.size)]
-    parts = [(r, guide(near(cond, r), near(null, r))) for r in rows]
+    starts = range(0, len(windows.pairs), windows.size)
+    rows = [windows.rows(start) for start in starts]
+    parts = [guide(windows.text(cond, r, tokens), windows.text(null, r, tokens)) for r in rows]
 
     def predict(x, t):
         out = None
-        for n, (r, predict_part) in enumerate(parts):
+        for start, r, predict_part in zip(starts, rows, parts):
             made = predict_part(x[windows.clip[r][:, None], windows.frames[r]], t[windows.clip[r]])
             if out is None: out = made.new_zeros(*x.shape[:2], *made.shape[2:])
-            for (i, start), row, clip in zip(windows.pairs[n*windows.size:], r.tolist(), made):
-                out[i, start:start + windows.window] += clip*windows.share[row, :, None, None, None]
+            windows.add(out, start, r, made)
         return out
     return predict
 
@@ -134,17 +146,20 @@ class LongClips:
         self.letters, self.lengths, self.made, self.window, self.batch = letters, lengths, made, window, batch
         self.tokens = _most_tokens(letters, made, window) if window else None
 
-    def size(self, indices: list[int], device) -> int:
-        "Windows at a time; on a GPU, where each number is another CUDA graph, the same for all but small requests."
-        count = [len(window_starts(T, self.window or T)) for T in self.made]
-        return min(self.batch, sum(count) if device.type == 'cuda' else sum(count[i] for i in indices))
+# %% ../nbs/01ab_windows.ipynb #long-methods
+@patch
+def _size(self: LongClips, indices: list[int], device) -> int:
+    "Windows at a time; on a GPU, where each number is another CUDA graph, the same for all but small requests."
+    count = [len(window_starts(T, self.window or T)) for T in self.made]
+    return min(self.batch, sum(count) if device.type == 'cuda' else sum(count[i] for i in indices))
 
-    def predict(self, cond: tuple, null: tuple, T: int, indices: list[int], guide):  # -> predict(x, t)
-        "Of some of the clips."
-        letters = [self.letters[i] for i in indices]
-        mask = cond[1]  # (B, M)
-        places = _clip_places(letters, mask, T, [self.lengths[i] for i in indices])
-        size = self.size(indices, mask.device)
-        windows = Windows([self.made[i] for i in indices], self.window or T, size, mask.device)
-        tokens = self.tokens or mask.shape[1]
-        return windowed(windows, Text(*cond, places), Text(*null, places), tokens, guide)
+@patch
+def predict(self: LongClips, cond: tuple, null: tuple, T: int, indices: list[int], guide):  # -> predict(x, t)
+    "Of some of the clips."
+    letters = [self.letters[i] for i in indices]
+    mask = cond[1]  # (B, M)
+    places = _clip_places(letters, mask, T, [self.lengths[i] for i in indices])
+    size = self._size(indices, mask.device)
+    windows = Windows([self.made[i] for i in indices], self.window or T, size, mask.device)
+    tokens = self.tokens or mask.shape[1]
+    return windowed(windows, Text(*cond, places), Text(*null, places), tokens, guide)

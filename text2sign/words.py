@@ -256,7 +256,7 @@ def _style_and_hold(job: _Job, i: int, text: str, language: str) -> tuple:
         hold -= 1
     return style, hold
 
-
+# %% ../nbs/00e_words.ipynb #words-window
 def _window(job: _Job, i: int, length: int) -> slice:
     "The frames of clip i that are kept: all, or a part that begins anywhere."
     if not job.cut or length <= job.frames:
