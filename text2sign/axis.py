@@ -23,7 +23,7 @@ class Text(NamedTuple):
 # %% ../nbs/01aa_axis.ipynb #units-code-aa
 def language_letters(
     vocabulary,  # of units LANGUAGE:LETTER
-    language:str,  # ISO 639-3
+    language: str,  # ISO 639-3
 ) -> list[str]:
     "The letters that a vocabulary has for a language. Raises ValueError for a language that it has not."
     known = {unit.split(':', 1)[0]: None for unit in vocabulary if unit != SPACE}
@@ -33,7 +33,7 @@ def language_letters(
 
 # %% ../nbs/01aa_axis.ipynb #ids-code-aa
 def tokenize_units(
-    texts:list[str],  # in the case of their alphabets; '' is 'no text'
+    texts: list[str],  # in the case of their alphabets; '' is 'no text'
     vocabulary,  # V units LANGUAGE:LETTER
     languages=None,  # of each text, ISO 639-3; None: the only one that the vocabulary has
     device=None,  # where the tensors go
@@ -49,7 +49,7 @@ def tokenize_units(
     return Text(ids, ids != pad)
 
 # %% ../nbs/01aa_axis.ipynb #ids-helpers-aa
-def _units(text:str, vocabulary, language:str) -> list[str]:
+def _units(text: str, vocabulary, language: str) -> list[str]:
     if not text: return []
     letters = split_letters(text, language_letters(vocabulary, language), f"'{language}'")
     return [SPACE if letter == ' ' else f'{language}:{letter}' for letter in letters]
@@ -62,9 +62,9 @@ def only_language(vocabulary) -> str:
 
 # %% ../nbs/01aa_axis.ipynb #places-code-aa
 def even_places(
-    mask:Tensor,  # (B, M) bool
-    frames:int,  # T
-    lengths:Tensor | None = None,  # (B,) frames until the text is over; None: all
+    mask: Tensor,  # (B, M) bool
+    frames: int,  # T
+    lengths: Tensor | None = None,  # (B,) frames until the text is over; None: all
 ) -> Tensor:  # (B, T) float32
     "From the first token to the last at an even pace."
     last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)  # (B, 1)
@@ -75,14 +75,14 @@ def even_places(
 BAND = 6  # places
 
 def tokens_near(
-    span:float,  # places that a window covers at most
+    span: float,  # places that a window covers at most
 ) -> int:
     "How many tokens `crop_text` must keep so that no frame of such a window misses one."
     return int(span + 0.999) + 2*BAND + 4
 
 def crop_text(
-    text:Text,  # with places (B, T) of a window of each clip
-    count:int,  # tokens that stay
+    text: Text,  # with places (B, T) of a window of each clip
+    count: int,  # tokens that stay
 ) -> Text:  # tokens (B, count) or (B, count, E); places count from the first of them
     "The tokens around a window."
     tokens, mask, places = text

@@ -119,7 +119,7 @@ def __call__(
 def _sample(
     self: Batches,
     rows: Tensor,  # (B,) of `frames`, or (B, W)
-    g:torch.Generator,
+    g: torch.Generator,
 ) -> Tensor:  # (B, [T,] C, H, W) float32
     x = self.frames.index_select(0, rows.flatten()).unflatten(0, rows.shape)
     if x.dtype == torch.uint8: return x/127.5 - 1

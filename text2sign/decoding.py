@@ -30,7 +30,7 @@ def orientation(matrix # 9 integers: a display matrix as FFmpeg has it, 16.16 fi
     raise Refused('is to be shown turned by an angle that is no multiple of 90 degrees')
 
 def upright(img,        # (H,W,...)
-            turn:tuple, # what `orientation` gave
+            turn: tuple, # what `orientation` gave
            ) -> np.ndarray: # a view, (H,W,...) or (W,H,...)
     "Turn a picture."
     swap, rows, columns = turn
@@ -38,10 +38,10 @@ def upright(img,        # (H,W,...)
     return img[::-1 if rows else 1, ::-1 if columns else 1]
 
 # %% ../nbs/08_decoding.ipynb #620669e9
-def _fit_size(width:float,  # of the picture in square pixels
-              height:float,
-              size:int,     # of the square, in pixels
-              fit:str,      # 'cover': the square is full, 'pad': the picture is whole
+def _fit_size(width: float,  # of the picture in square pixels
+              height: float,
+              size: int,     # of the square, in pixels
+              fit: str,      # 'cover': the square is full, 'pad': the picture is whole
              ) -> tuple: # width and height of the scaled picture
     side = min(width, height) if fit == 'cover' else max(width, height)
     scale = size/side
@@ -85,8 +85,8 @@ def _to_sdr(light) -> np.ndarray: # (..., 3) candela per square metre, primaries
 GROUND = 128       # gray level behind transparent pixels and around padded pictures
 
 def small_rgb(frame,      # an `av.VideoFrame`
-              width:int,  # wanted
-              height:int,
+              width: int,  # wanted
+              height: int,
               scaler,     # an `av.video.reformatter.VideoReformatter`: it keeps its tables from frame to frame
              ) -> np.ndarray: # uint8 (height,width,3)
     "Scale by area; HDR becomes SDR. Transparent pixels are composed before, so that no hidden colour bleeds in."
@@ -123,7 +123,7 @@ def _stated_end(container, stream): # float, or None
         return (container.duration + (container.start_time or 0))/1e6
     return None
 
-def _check_whole(stated, last:float, zero:float) -> None: # seconds: the header's end, the last frame's, the start
+def _check_whole(stated, last: float, zero: float) -> None: # seconds: the header's end, the last frame's, the start
     missing = stated - zero - last if stated else 0
     if missing > max(.5, .1*(stated or 0)):
         raise Refused(f'is cut off: {last:.1f} of {stated - zero:.1f} s are there')
@@ -175,7 +175,7 @@ class _UpperField:
 # %% ../nbs/08_decoding.ipynb #be96182a
 class _Shrink:
     "Scales and turns the frames of one video."
-    def __init__(self, stream, size:int, fit:str, notes:set):
+    def __init__(self, stream, size: int, fit: str, notes: set):
         from av.video.reformatter import VideoReformatter
         self.pixel = float(stream.sample_aspect_ratio or 1)      # width of a pixel, in heights
         self.size, self.fit, self.notes = size, fit, notes
@@ -191,7 +191,7 @@ class _Shrink:
 
 # %% ../nbs/08_decoding.ipynb #dec-look
 @patch
-def _look(self:_Shrink, frame) -> None: # the first frame
+def _look(self: _Shrink, frame) -> None: # the first frame
     matrix = frame.side_data.get('DISPLAYMATRIX')
     self.turn = orientation(np.frombuffer(bytes(matrix), np.int32)) if matrix else (False, False, False)
     self.shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
@@ -248,10 +248,10 @@ def nearest_frames(times, # (F,) seconds
     distance = np.abs(times[None] - want[:, None])      # (K, F)
     return distance.argmin(1)
 
-def sample_times(first:float, # seconds
-                 last:float,
-                 frames:int,  # at most so many
-                 fps:float,   # frames a second, where they suffice
+def sample_times(first: float, # seconds
+                 last: float,
+                 frames: int,  # at most so many
+                 fps: float,   # frames a second, where they suffice
                 ) -> np.ndarray: # (n,) seconds, 1 <= n <= frames
     "Every 1/fps from `first` on; where that is more than `frames`, the whole stretch evenly: squeezed, nothing lost."
     n = int((last - first)*fps + 1e-6) + 1
@@ -266,7 +266,7 @@ def _small_gray(frame) -> np.ndarray: # uint8 (H,W,3) -> float32, flat: gray, th
 
 def activity(frames,    # uint8 (F,H,W,3), as `decode_video` gives them
              times,     # (F,) seconds
-             fps:float, # steps a second
+             fps: float, # steps a second
             ) -> tuple: # times (G,) every 1/fps; change (G-1,) from each to the next, in gray levels
     "How much happens when: the mean change of the fiftieth of the picture that changes most."
     grid = sample_times(times[0], times[-1], 10**9, fps)
@@ -291,7 +291,7 @@ def motion_span(grid,   # (G,) seconds, as `activity` gives them
 
 # %% ../nbs/08_decoding.ipynb #774b443c
 def crop_offset(frames,   # uint8 (n,H,W,3)
-                size:int, # of the square: the shorter side
+                size: int, # of the square: the shorter side
                ) -> int: # pixels from the left or top edge to the square, along the longer side
     "Where the motion is, as near to the middle as possible."
     spread = frames.mean(-1).std(0)                                          # (H,W)
@@ -307,7 +307,7 @@ def crop_offset(frames,   # uint8 (n,H,W,3)
     return int(good[from_middle.argmin()])
 
 # %% ../nbs/08_decoding.ipynb #b685b21d
-def _pad(frames, size:int) -> np.ndarray: # uint8 (n,h,w,3) -> (n,size,size,3)
+def _pad(frames, size: int) -> np.ndarray: # uint8 (n,h,w,3) -> (n,size,size,3)
     h, w = frames.shape[1:3]
     y, x = (size - h)//2, (size - w)//2
     out = np.full((len(frames), size, size, 3), GROUND, np.uint8)
@@ -315,8 +315,8 @@ def _pad(frames, size:int) -> np.ndarray: # uint8 (n,h,w,3) -> (n,size,size,3)
     return out
 
 def to_square(frames,   # uint8 (n,H,W,3) as `decode_video` scaled them
-              size:int, # pixels a side
-              fit:str,  # 'cover' or 'pad'
+              size: int, # pixels a side
+              fit: str,  # 'cover' or 'pad'
               at=None,  # 0 to 1: the crop's middle along the longer side; None: where the motion is
              ) -> np.ndarray: # uint8 (n,size,size,3)
     "Crop or pad to a square."

@@ -21,9 +21,9 @@ from torch import Tensor
 
 # %% ../nbs/01_dit.ipynb #005-01
 def sincos(
-    pos:Tensor,  # (...,) positions or noise levels, any real numbers
-    dim:int,  # features, an even number
-    max_period:float = 10_000,  # the slowest wave's length is 2π·max_period
+    pos: Tensor,  # (...,) positions or noise levels, any real numbers
+    dim: int,  # features, an even number
+    max_period: float = 10_000,  # the slowest wave's length is 2π·max_period
 ) -> Tensor:  # (..., dim) float32: cosines first, then sines
     "Sinusoidal features of a number (Vaswani et al. 2017, section 3.5; DiT's timestep embedding)."
     steps = torch.arange(dim//2, dtype=torch.float32, device=pos.device)  # (dim/2,)
@@ -33,8 +33,8 @@ def sincos(
 
 # %% ../nbs/01_dit.ipynb #008-01
 def sincos_2d(
-    dim:int,  # features, a multiple of 4
-    grid:int,  # patches along one side
+    dim: int,  # features, a multiple of 4
+    grid: int,  # patches along one side
 ) -> Tensor:  # (1, grid*grid, dim) float32
     "Fixed positions of a square grid of patches, row by row: the column's, then the row's, sines first (MAE's table)."
     freqs = 1 / 10_000 ** (np.arange(dim//4, dtype=np.float64) / (dim//4))  # (dim/4,)
@@ -47,29 +47,29 @@ def sincos_2d(
 # %% ../nbs/01_dit.ipynb #011-01
 class TimestepEmbedder(nn.Module):
     "A noise level in [0, 1000) as a vector of the model's width."
-    def __init__(self, width:int, features:int = 256):
+    def __init__(self, width: int, features: int = 256):
         super().__init__()
         self.features = features
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, t:Tensor) -> Tensor:
+    def forward(self, t: Tensor) -> Tensor:
         return self.mlp(sincos(t, self.features))  # (B,) -> (B, D)
 
 # %% ../nbs/01_dit.ipynb #label-01
 class LabelEmbedder(nn.Module):
     "A class as a vector of the model's width; row `classes`, the last of the table, is the null class: no class given."
-    def __init__(self, classes:int, width:int):
+    def __init__(self, classes: int, width: int):
         super().__init__()
         self.embedding_table = nn.Embedding(classes + 1, width)
 
-    def forward(self, y:Tensor) -> Tensor:
+    def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)  # (B,) -> (B, D)
 
 # %% ../nbs/01_dit.ipynb #013-01
 def modulate(
-    x:Tensor,  # (..., S, D) tokens of images
-    shift:Tensor,  # (..., D), the same for all tokens of an image
-    scale:Tensor,  # (..., D); 0 changes nothing
+    x: Tensor,  # (..., S, D) tokens of images
+    shift: Tensor,  # (..., D), the same for all tokens of an image
+    scale: Tensor,  # (..., D); 0 changes nothing
 ) -> Tensor:  # (..., S, D)
     "Shift and scale each image's tokens (adaLN; Peebles and Xie 2023, section 3.2)."
     return x * (1 + scale.unsqueeze(-2)) + shift.unsqueeze(-2)
@@ -79,7 +79,7 @@ def _gelu() -> nn.Module: return nn.GELU(approximate='tanh')
 
 class Block(nn.Module):
     "A transformer block: attention among the patches of an image, then an MLP, both under adaLN-Zero."
-    def __init__(self, width:int, heads:int, qk_norm:bool = False):
+    def __init__(self, width: int, heads: int, qk_norm: bool = False):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm)
@@ -87,7 +87,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4*width, act_layer=_gelu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6*width))
 
-    def forward(self, x:Tensor, c:Tensor) -> Tensor:  # (B, S, D), (B, D) -> (B, S, D)
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # (B, S, D), (B, D) -> (B, S, D)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, -1)  # (B, D) each
         x = x + gate1.unsqueeze(-2) * self.attn(modulate(self.norm1(x), shift1, scale1))  # (B, S, D)
         x = x + gate2.unsqueeze(-2) * self.mlp(modulate(self.norm2(x), shift2, scale2))  # (B, S, D)
@@ -96,7 +96,7 @@ class Block(nn.Module):
 # %% ../nbs/01_dit.ipynb #014-01
 class PatchEmbed(ConvPatchEmbed):
     "timm's, its convolution computed as a matrix product."
-    def forward(self, x:Tensor) -> Tensor:  # (N, C, size, size) -> (N, S, D)
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, size, size) -> (N, S, D)
         p = self.patch_size[0]
         x = x.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (N, C, row, y, column, x)
         x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (N, S, C*p*p)
@@ -104,8 +104,8 @@ class PatchEmbed(ConvPatchEmbed):
 
 # %% ../nbs/01_dit.ipynb #unpatchify-01
 def unpatchify(
-    x:Tensor,  # (..., S, patch*patch*C)
-    patch:int,  # pixels along one side of a patch
+    x: Tensor,  # (..., S, patch*patch*C)
+    patch: int,  # pixels along one side of a patch
 ) -> Tensor:  # (..., C, size, size)
     "Put the patches of each image back on their grid."
     *lead, S, _ = x.shape
@@ -117,14 +117,14 @@ def unpatchify(
 # %% ../nbs/01_dit.ipynb #final-01
 class FinalLayer(nn.Module):
     "Tokens to pixels: modulated norm, then `patch*patch*channels` numbers a token."
-    def __init__(self, width:int, patch:int, channels:int):
+    def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
         self.patch = patch
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, patch*patch*channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2*width))
 
-    def forward(self, x:Tensor, c:Tensor) -> Tensor:  # (..., S, D), (..., D) -> (..., channels, size, size)
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # (..., S, D), (..., D) -> (..., channels, size, size)
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)  # (..., D) each
         x = modulate(self.norm_final(x), shift, scale)  # (..., S, D)
         return unpatchify(self.linear(x), self.patch)  # (..., channels, size, size)
@@ -170,28 +170,28 @@ _VIDEO_FIELDS = ('text_width', 'text_depth', 'encoder', 'text_cond', 'branch_hea
 
 # %% ../nbs/01_dit.ipynb #config-02b
 @patch(as_prop=True)
-def objective_name(self:ModelConfig) -> str:
+def objective_name(self: ModelConfig) -> str:
     "epsilon or flow; a file that does not say is DiT's epsilon where it predicts a variance, else flow."
     return self.objective or ('epsilon' if self.learn_sigma else 'flow')
 
 @patch
 def arguments(
-    self:ModelConfig,
-    kind:str = '',  # DiT, VideoDiT, or '' for the model's own
+    self: ModelConfig,
+    kind: str = '',  # DiT, VideoDiT, or '' for the model's own
 ) -> dict:
     "What the constructor of a model of this shape takes."
     names = _IMAGE_FIELDS if (kind or self.kind) == 'DiT' else _IMAGE_FIELDS + _VIDEO_FIELDS
     return {name: getattr(self, name) for name in names}
 
 @patch
-def to_dict(self:ModelConfig) -> dict:
+def to_dict(self: ModelConfig) -> dict:
     "For JSON: `ModelConfig.from_dict` gives the same configuration back."
     out = asdict(self)
     if all(len(letter) == 1 for letter in self.alphabet): out['alphabet'] = ''.join(self.alphabet)
     return out
 
 # %% ../nbs/01_dit.ipynb #config-03
-def _checked(name:str, kind, value):
+def _checked(name: str, kind, value):
     "The value as the field's type has it (12 is a float too). Raises ValueError for one of another type."
     if kind is float and type(value) is int: return float(value)
     if kind is tuple and isinstance(value, (str, list)): return tuple(value)
@@ -201,8 +201,8 @@ def _checked(name:str, kind, value):
 
 @patch(cls_method=True)
 def from_dict(
-    cls:ModelConfig,
-    d:dict,  # what a checkpoint's header holds
+    cls: ModelConfig,
+    d: dict,  # what a checkpoint's header holds
 ) -> ModelConfig:
     "Raises ValueError naming an unknown key, or a value of the wrong type."
     kinds = {f.name: f.type for f in fields(cls)}
@@ -217,15 +217,15 @@ class DiT(nn.Module):
     "An image diffusion transformer whose `state_dict()` has the keys and shapes of the TinyDiT-D14/2 release."
     def __init__(
         self,
-        size:int = 32,  # pixels (or latents) along one side
-        patch:int = 2,  # pixels along one side of a patch; divides `size`
-        channels:int = 4,  # of the input
-        width:int = 1152,  # D: features of a token; a multiple of 4 and of `heads`
-        depth:int = 14,  # blocks
-        heads:int = 16,  # attention heads
-        classes:int = 1000,  # without the null class
-        learn_sigma:bool = True,  # predict the variance too: twice the output channels
-        qk_norm:bool = False,  # normalise queries and keys (the release does not)
+        size: int = 32,  # pixels (or latents) along one side
+        patch: int = 2,  # pixels along one side of a patch; divides `size`
+        channels: int = 4,  # of the input
+        width: int = 1152,  # D: features of a token; a multiple of 4 and of `heads`
+        depth: int = 14,  # blocks
+        heads: int = 16,  # attention heads
+        classes: int = 1000,  # without the null class
+        learn_sigma: bool = True,  # predict the variance too: twice the output channels
+        qk_norm: bool = False,  # normalise queries and keys (the release does not)
     ):
         super().__init__()
         check_shape(size, patch, width, heads)
@@ -245,10 +245,10 @@ class DiT(nn.Module):
 # %% ../nbs/01_dit.ipynb #020-01
 @patch
 def forward(
-    self:DiT,
-    x:Tensor,  # (B, C, size, size) noisy images
-    t:Tensor,  # (B,) noise level in [0, 1000)
-    y:Tensor,  # (B,) int64 class, `classes` for none
+    self: DiT,
+    x: Tensor,  # (B, C, size, size) noisy images
+    t: Tensor,  # (B,) noise level in [0, 1000)
+    y: Tensor,  # (B,) int64 class, `classes` for none
 ) -> Tensor:  # (B, C or 2C, size, size)
     "What the objective predicts: the noise, or the clean image (and, with `learn_sigma`, the variance after it)."
     x = self.x_embedder(x)  # (B, S, D)
@@ -259,10 +259,10 @@ def forward(
 
 # %% ../nbs/01_dit.ipynb #017-01
 def check_shape(
-    size:int,  # pixels along one side
-    patch:int,  # pixels along one side of a patch
-    width:int,  # features of a token
-    heads:int,  # attention heads
+    size: int,  # pixels along one side
+    patch: int,  # pixels along one side of a patch
+    width: int,  # features of a token
+    heads: int,  # attention heads
 ) -> None:
     "Raises ValueError for a shape that cannot be built, saying which number to change."
     if min(size, patch, width, heads) < 1:
@@ -276,12 +276,12 @@ def check_shape(
         raise ValueError(f'{given} features a head must be even: rotary positions turn pairs')
 
 # %% ../nbs/01_dit.ipynb #019-01
-def _zero(layer:nn.Linear) -> None:
+def _zero(layer: nn.Linear) -> None:
     "All parameters 0."
     for p in layer.parameters(): nn.init.zeros_(p)
 
 @patch
-def init_weights(self:DiT) -> None:
+def init_weights(self: DiT) -> None:
     "Initialise every weight (DiT, section 3.2 and appendix): blocks start as the identity, the output as zero."
     for m in self.modules():
         if not isinstance(m, nn.Linear): continue
@@ -301,7 +301,7 @@ _LANDMARKS = ('x_embedder.proj.weight', 'blocks.0.attn.qkv.weight', 'y_embedder.
               'final_layer.linear.weight')
 
 def shape_of(
-    weights:dict,  # a state dict in DiT's layout
+    weights: dict,  # a state dict in DiT's layout
 ) -> dict:  # arguments of `DiT`
     "The arguments that a checkpoint's shapes imply. Raises ValueError for one that is not laid out as a DiT."
     if lacks := [k for k in _LANDMARKS if k not in weights]:

@@ -21,7 +21,7 @@ from .diffusion import stratified
 from .lexicon import AZ
 
 # %% ../nbs/07_evaluate.ipynb #5be7f283
-def _edit_costs(read:str, wanted:str) -> np.ndarray: # int (len(wanted)+1, len(read)+1)
+def _edit_costs(read: str, wanted: str) -> np.ndarray: # int (len(wanted)+1, len(read)+1)
     "Edit distance between every beginning of `wanted` and every beginning of `read`."
     cost = np.zeros((len(wanted) + 1, len(read) + 1), int)
     cost[0] = np.arange(len(read) + 1)
@@ -35,8 +35,8 @@ def _edit_costs(read:str, wanted:str) -> np.ndarray: # int (len(wanted)+1, len(r
     return cost
 
 # %% ../nbs/07_evaluate.ipynb #ac0f8cb3
-def align(read:str,   # what the reader read
-          wanted:str, # what the clip should spell
+def align(read: str,   # what the reader read
+          wanted: str, # what the clip should spell
          ) -> list: # of (wanted letter or '', read letter or ''): '' stands for a letter too many, or for a missing one
     "The cheapest alignment of two words; among equals, one with replacements rather than gaps."
     cost = _edit_costs(read, wanted)
@@ -58,8 +58,8 @@ def align(read:str,   # what the reader read
     return pairs[::-1]
 
 # %% ../nbs/07_evaluate.ipynb #678723d5
-def edits(read:list[str],   # N words
-          wanted:list[str], # N words
+def edits(read: list[str],   # N words
+          wanted: list[str], # N words
          ) -> tuple: # edits int (N,), wanted letters int (N,)
     "Count word by word. Raises ValueError where the lists differ in length or nothing is wanted."
     if len(read) != len(wanted):
@@ -69,24 +69,24 @@ def edits(read:list[str],   # N words
     return np.array(wrong), np.array([len(w) for w in wanted])
 
 # %% ../nbs/07_evaluate.ipynb #0a673456
-def cer(read:list[str],   # what was read, one word a clip
-        wanted:list[str], # what each clip should spell
+def cer(read: list[str],   # what was read, one word a clip
+        wanted: list[str], # what each clip should spell
        ) -> float: # 0 is perfect; above 1 is possible
     "Character error rate: all edits over all wanted letters."
     wrong, letters = edits(read, wanted)
     return float(wrong.sum()/letters.sum())
 
-def word_accuracy(read:list[str],
-                  wanted:list[str],
+def word_accuracy(read: list[str],
+                  wanted: list[str],
                  ) -> float: # share of words read without any error
     "How many words are right as a whole."
     return float((edits(read, wanted)[0] == 0).mean())
 
 # %% ../nbs/07_evaluate.ipynb #46df4018
-def bootstrap(read:list[str],
-              wanted:list[str],
-              n:int=1000, # resamples
-              seed:int=0,
+def bootstrap(read: list[str],
+              wanted: list[str],
+              n: int = 1000, # resamples
+              seed: int = 0,
              ) -> tuple: # (low, high): the 95 % interval of the CER
     "Percentile bootstrap over words."
     wrong, letters = edits(read, wanted)
@@ -98,7 +98,7 @@ def bootstrap(read:list[str],
 # %% ../nbs/07_evaluate.ipynb #5c6c2e2e
 def collapse_labels(labels,       # (T,) ints: 0 in transitions, else 1 + index in the alphabet
                     alphabet,     # letters, each of one or more characters
-                    least:int=2,  # frames: a shorter run of equal labels is dropped
+                    least: int = 2,  # frames: a shorter run of equal labels is dropped
                    ) -> str: # the word
     "The word that frame labels spell."
     runs = [(k, len(list(run))) for k, run in groupby(labels)]
@@ -107,7 +107,7 @@ def collapse_labels(labels,       # (T,) ints: 0 in transitions, else 1 + index 
 
 # %% ../nbs/07_evaluate.ipynb #dc673004
 def as_pixels(frames,       # uint8 (N,T,H,W,3), numpy or torch
-              size:int=0,   # pixels a side; 0: as they are
+              size: int = 0,   # pixels a side; 0: as they are
               device='cpu',
              ) -> Tensor: # float (N,T,3,size,size) in [0,1]
     "Frames as floats. Raises ValueError for anything but uint8 clips."
@@ -140,14 +140,14 @@ def motion_ratio(generated, # uint8 (N,T,H,W,3)
 # %% ../nbs/07_evaluate.ipynb #fd33d122
 def is_frozen(generated, # uint8 (N,T,H,W,3)
               reference, # uint8 (N,T',H,W,3): reference clips of the same words, in the same order
-              share:float=.1,
+              share: float = .1,
              ) -> np.ndarray: # bool (N,)
     "Which clips move less than `share` of what the reference clip of the same word does."
     return motion(generated) < share*motion(reference)
 
 # %% ../nbs/07_evaluate.ipynb #d80c2900
-def edit_distances(word:str,
-                   known:list[str], # K words
+def edit_distances(word: str,
+                   known: list[str], # K words
                   ) -> np.ndarray: # (K,) edits from one word to each of K
     "`edits` for many words at once: one row of the table for all of them."
     size = max(map(len, known))
@@ -163,14 +163,14 @@ def edit_distances(word:str,
     lengths = [len(w) for w in known]
     return row[np.arange(len(known)), lengths]
 
-def nearest_words(words:list[str],
-                  known:list[str],
+def nearest_words(words: list[str],
+                  known: list[str],
                  ) -> list[int]: # for each word the index of the known word with the fewest edits, the first of several
     "What retrieval would find."
     return [int(edit_distances(w, known).argmin()) for w in words]
 
 # %% ../nbs/07_evaluate.ipynb #0d5092bf
-def _one_letter_off(word:str, alphabet) -> list[str]:
+def _one_letter_off(word: str, alphabet) -> list[str]:
     out = []
     for i in range(len(word)):
         before, after = word[:i], word[i+1:]
@@ -178,10 +178,10 @@ def _one_letter_off(word:str, alphabet) -> list[str]:
     return out
 
 # %% ../nbs/07_evaluate.ipynb #e5ea814e
-def distractors(word:str,         # the true one
-                others:list[str], # words to choose from, not of the training set
-                k:int,            # candidates, the true one included
-                rng:np.random.Generator,
+def distractors(word: str,         # the true one
+                others: list[str], # words to choose from, not of the training set
+                k: int,            # candidates, the true one included
+                rng: np.random.Generator,
                 known=(),         # words that must not be made up: the training words
                 alphabet=AZ,      # its letters
                ) -> list[str]: # k-1 words of the same length, k//2 of them one letter away
@@ -218,13 +218,13 @@ def _candidate_losses(model, objective, frames, texts, draws, g, device) -> Tens
 # %% ../nbs/07_evaluate.ipynb #52f11087
 def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction
           objective,   # of `text2sign.diffusion`
-          clips:Clips, # reference clips of unseen words
-          k:int=16,    # candidates
-          draws:int=8, # noise levels for each clip
-          seed:int=0,  # of the wrong words, the noise and its levels
+          clips: Clips, # reference clips of unseen words
+          k: int = 16,    # candidates
+          draws: int = 8, # noise levels for each clip
+          seed: int = 0,  # of the wrong words, the noise and its levels
           known=(),    # words that must not be made up: the training words
           device='cpu',
-          progress:bool=False, # show a bar
+          progress: bool = False, # show a bar
          ) -> np.ndarray: # (N,) how many wrong words denoise a clip better than its own: 0 is best
     "Rank the true word of each clip among k by denoising loss."
     out = []
@@ -240,7 +240,7 @@ def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction
     return np.array(out)
 
 # %% ../nbs/07_evaluate.ipynb #34da0073
-def rank_accuracy(model, objective, clips:Clips, k:int=16,
+def rank_accuracy(model, objective, clips: Clips, k: int = 16,
                   **kwargs, # of `ranks`
                  ) -> float: # share of clips whose true word is ranked first (chance: 1/k)
     "Top-1 accuracy of `ranks`."

@@ -41,10 +41,10 @@ class DeferredResidual(NamedTuple):
     gate: Tensor | None = None  # (..., D), the same for all tokens of an image; None: 1
 
 def add_branch(
-    x:Tensor,  # (..., S, D) tokens
-    heads:Tensor,  # (..., S, E) what the branch's last projection is applied to
-    proj:nn.Linear,  # E -> D
-    gate:Tensor | None = None,  # (..., D)
+    x: Tensor,  # (..., S, D) tokens
+    heads: Tensor,  # (..., S, E) what the branch's last projection is applied to
+    proj: nn.Linear,  # E -> D
+    gate: Tensor | None = None,  # (..., D)
 ) -> DeferredResidual:
     "The tokens plus gate*proj(heads), to be added later."
     y = F.linear(heads, proj.weight)  # (..., S, D)
@@ -52,17 +52,17 @@ def add_branch(
 
 # %% ../nbs/01e_fuse.ipynb #deferred-02
 def materialize(
-    x:Tensor | DeferredResidual,
+    x: Tensor | DeferredResidual,
 ) -> Tensor:  # (..., S, D)
     "The tokens with all that is to be added."
     if not isinstance(x, DeferredResidual): return x
     return x.x if x.y is None else add_norm(*x)[0]
 
 def materialize_and_norm(
-    x:Tensor | DeferredResidual,
-    norm:nn.LayerNorm,  # with a weight and a bias of its own, or modulated
-    shift:Tensor | None = None,  # (..., D)
-    scale:Tensor | None = None,  # (..., D)
+    x: Tensor | DeferredResidual,
+    norm: nn.LayerNorm,  # with a weight and a bias of its own, or modulated
+    shift: Tensor | None = None,  # (..., D)
+    scale: Tensor | None = None,  # (..., D)
 ) -> tuple[Tensor, Tensor]:  # (..., S, D) each
     "The tokens with all that is to be added, and their norm, modulated: one kernel."
     if not isinstance(x, DeferredResidual): x = DeferredResidual(x)
@@ -71,16 +71,16 @@ def materialize_and_norm(
     return (x.x if x.y is None else total), h
 
 # %% ../nbs/01e_fuse.ipynb #case-01
-def _has_kernels(x:Tensor | DeferredResidual) -> bool:
+def _has_kernels(x: Tensor | DeferredResidual) -> bool:
     "Is this a case for a fused block?"
     if isinstance(x, DeferredResidual): return True
     return _TRITON and x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] <= 2048
 
 # %% ../nbs/01e_fuse.ipynb #branches-01
 def _qkv(
-    qkv:nn.Linear,  # D -> 3*h*d
-    x:Tensor,  # (..., D)
-    heads:int,  # h
+    qkv: nn.Linear,  # D -> 3*h*d
+    x: Tensor,  # (..., D)
+    heads: int,  # h
 ) -> Tensor:  # (..., 3, h, d)
     "Queries, keys and values. The bias gets its gradient from the kernel, where the sums are at hand."
     return F.linear(x, qkv.weight, qkv.bias.detach()).unflatten(-1, (3, heads, -1))
@@ -88,7 +88,7 @@ def _qkv(
 # %% ../nbs/01e_fuse.ipynb #branches-02
 class FusedAttention(Attention):
     "Attention inside an image."
-    def forward(self, x:Tensor, project:bool = True) -> Tensor:  # (N, S, D) -> (N, S, D)
+    def forward(self, x: Tensor, project: bool = True) -> Tensor:  # (N, S, D) -> (N, S, D)
         if project: return super().forward(x)
         S, d = x.shape[1], self.head_dim
         normed = isinstance(self.q_norm, nn.LayerNorm)
@@ -103,7 +103,7 @@ class FusedAttention(Attention):
 
 # %% ../nbs/01e_fuse.ipynb #branches-03
 @patch
-def attend(self:FusedAttention, x:Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+def attend(self: FusedAttention, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
     "timm's, up to the last projection."
     q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)  # (N, S, h, d) each
     q = self.q_norm(q).to(v.dtype).transpose(1, 2)  # (N, h, S, d)
@@ -114,7 +114,7 @@ def attend(self:FusedAttention, x:Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
 # %% ../nbs/01e_fuse.ipynb #branches-04
 class FusedMlp(Mlp):
     "Bias and GELU in one kernel."
-    def forward(self, x:Tensor, project:bool = True) -> Tensor:  # (..., D) -> (..., D), or (..., 4D)
+    def forward(self, x: Tensor, project: bool = True) -> Tensor:  # (..., D) -> (..., D), or (..., 4D)
         if project: return super().forward(x)
         return bias_gelu(F.linear(x, self.fc1.weight), self.fc1.bias)  # (..., 4D)
 
@@ -123,11 +123,11 @@ class FusedTextAttention(TextAttention):
     "A kernel for texts of at most 64 tokens."
     def forward(
         self,
-        h:Tensor,  # (B, T, S, D)
-        position:Tensor,  # (1, T, D)
-        text:Tensor,  # (B, M, E)
-        mask:Tensor,  # (B, M)
-        project:bool = True,  # False: leave the last projection out
+        h: Tensor,  # (B, T, S, D)
+        position: Tensor,  # (1, T, D)
+        text: Tensor,  # (B, M, E)
+        mask: Tensor,  # (B, M)
+        project: bool = True,  # False: leave the last projection out
     ) -> Tensor:  # (B, T, S, D)
         if project: return super().forward(h, position, text, mask)
         M, d = text.shape[1], h.shape[-1]//self.heads
@@ -142,11 +142,11 @@ class FusedPlaceAttention(PlaceAttention):
     "A kernel for frames of 64 tokens, or a multiple, and at most 64 tokens of text near them."
     def forward(
         self,
-        h:Tensor,  # (B, T, S, D)
-        places:Tensor,  # (B, T)
-        text:Tensor,  # (B, M, E)
-        mask:Tensor,  # (B, M)
-        project:bool = True,  # False: leave the last projection out
+        h: Tensor,  # (B, T, S, D)
+        places: Tensor,  # (B, T)
+        text: Tensor,  # (B, M, E)
+        mask: Tensor,  # (B, M)
+        project: bool = True,  # False: leave the last projection out
     ) -> Tensor:  # (B, T, S, D)
         if project: return super().forward(h, places, text, mask)
         M, S, d = text.shape[1], h.shape[2], h.shape[-1]//self.heads
@@ -163,9 +163,9 @@ class FusedTimeAttention(TimeAttention):
     "A kernel for clips of at most 64 frames."
     def forward(
         self,
-        h:Tensor,  # (B, T, S, D)
-        frames:Tensor,  # (T,)
-        project:bool = True,  # False: leave the last projection out
+        h: Tensor,  # (B, T, S, D)
+        frames: Tensor,  # (T,)
+        project: bool = True,  # False: leave the last projection out
     ) -> Tensor:  # (B, T, S, D)
         if project: return super().forward(h, frames)
         T, d = h.shape[1], h.shape[-1]//self.heads
@@ -178,7 +178,7 @@ class FusedTimeAttention(TimeAttention):
 # %% ../nbs/01e_fuse.ipynb #blocks-01
 class FusedBlock(Block):
     "An image block with kernels."
-    def forward(self, x:Tensor | DeferredResidual, c:Tensor) -> Tensor | DeferredResidual:  # of (B, S, D); (B, D)
+    def forward(self, x: Tensor | DeferredResidual, c: Tensor) -> Tensor | DeferredResidual:  # of (B, S, D); (B, D)
         if not _has_kernels(x): return super().forward(x, c)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, -1)  # (B, D) each
         x, h = materialize_and_norm(x, self.norm1, shift1, scale1)  # (B, S, D) each
@@ -189,7 +189,7 @@ class FusedBlock(Block):
 # %% ../nbs/01e_fuse.ipynb #final-01
 class FusedFinalLayer(FinalLayer):
     "Takes what the last block has still to add."
-    def forward(self, x:Tensor | DeferredResidual, c:Tensor) -> Tensor:  # of (..., S, D); (..., D)
+    def forward(self, x: Tensor | DeferredResidual, c: Tensor) -> Tensor:  # of (..., S, D); (..., D)
         if not _has_kernels(x): return super().forward(x, c)
         shift, scale = self.adaLN_modulation(c).chunk(2, -1)  # (..., D) each
         _, h = materialize_and_norm(x, self.norm_final, shift, scale)  # (..., S, D)
@@ -201,12 +201,12 @@ class FusedVideoBlock(VideoBlock):
 
 @patch
 def space_and_text(
-    self:FusedVideoBlock,
-    x:Tensor | DeferredResidual,  # of (B, t, S, D)
-    modulation:Tensor,  # (B, t, 3D)
-    position:Tensor,  # (1, t, D), or places (B, t)
-    text:Tensor,  # (B, M, E)
-    mask:Tensor,  # (B, M)
+    self: FusedVideoBlock,
+    x: Tensor | DeferredResidual,  # of (B, t, S, D)
+    modulation: Tensor,  # (B, t, 3D)
+    position: Tensor,  # (1, t, D), or places (B, t)
+    text: Tensor,  # (B, M, E)
+    mask: Tensor,  # (B, M)
 ) -> Tensor | DeferredResidual:  # of (B, t, S, D)
     if not _has_kernels(x): return VideoBlock.space_and_text(self, x, modulation, position, text, mask)
     shift, scale, gate = modulation.chunk(3, -1)  # (B, t, D) each
@@ -220,9 +220,9 @@ def space_and_text(
 # %% ../nbs/01e_fuse.ipynb #blocks-03
 @patch
 def over_time(
-    self:FusedVideoBlock,
-    x:Tensor | DeferredResidual,  # of (B, T, S, D)
-    frames:Tensor,  # (T,)
+    self: FusedVideoBlock,
+    x: Tensor | DeferredResidual,  # of (B, T, S, D)
+    frames: Tensor,  # (T,)
 ) -> Tensor | DeferredResidual:  # of (B, T, S, D)
     if not _has_kernels(x): return VideoBlock.over_time(self, x, frames)
     x, h = materialize_and_norm(x, self.time_attn.norm)  # (B, T, S, D) each
@@ -230,9 +230,9 @@ def over_time(
 
 @patch
 def feed_forward(
-    self:FusedVideoBlock,
-    x:Tensor | DeferredResidual,  # of (B, t, S, D)
-    modulation:Tensor,  # (B, t, 3D)
+    self: FusedVideoBlock,
+    x: Tensor | DeferredResidual,  # of (B, t, S, D)
+    modulation: Tensor,  # (B, t, 3D)
 ) -> Tensor | DeferredResidual:  # of (B, t, S, D)
     if not _has_kernels(x): return VideoBlock.feed_forward(self, x, modulation)
     shift, scale, gate = modulation.chunk(3, -1)  # (B, t, D) each
@@ -241,7 +241,8 @@ def feed_forward(
 
 # %% ../nbs/01e_fuse.ipynb #blocks-04
 @patch
-def forward(self:FusedVideoBlock, x, frames:Tensor, c:Tensor, text:Tensor, mask:Tensor, places=None, frame_chunk=None):
+def forward(self: FusedVideoBlock, x, frames: Tensor, c: Tensor, text: Tensor, mask: Tensor, places=None,
+            frame_chunk=None):
     if frame_chunk is None or not _has_kernels(x):
         return VideoBlock.forward(self, x, frames, c, text, mask, places, frame_chunk)
     before, after = self.adaLN_modulation(c).chunk(2, -1)  # (B, T, 3D) each: for the attention, for the MLP
@@ -271,7 +272,7 @@ _FUSED = {
 }
 
 def fuse(
-    model:DiT,  # image or video model
+    model: DiT,  # image or video model
 ) -> DiT:  # the same object
     "Put the kernels into a model, in place. Raises ValueError for one whose chunks are compiled already."
     if any('over_time' in vars(block) and type(block) is VideoBlock for block in model.blocks):
@@ -284,7 +285,7 @@ def fuse(
 # %% ../nbs/01e_fuse.ipynb #compiler-01
 @lru_cache(maxsize=None)
 def why_not_compiled(
-    device:str,  # cpu or cuda
+    device: str,  # cpu or cuda
 ) -> str:  # '' where it works
     "Why kernels cannot be compiled on this machine, found by trying."
     compilers = (os.environ.get('CC') or os.environ.get('CXX'), 'cc', 'gcc', 'clang')
@@ -295,8 +296,8 @@ def why_not_compiled(
 
 # %% ../nbs/01e_fuse.ipynb #d8590388
 def compile_blocks(
-    model:DiT,  # image or video model; `fuse` comes first
-    frame_chunk:int = 0,  # frames at a time that the model will be called with; 0: all
+    model: DiT,  # image or video model; `fuse` comes first
+    frame_chunk: int = 0,  # frames at a time that the model will be called with; 0: all
     **how,  # for `torch.compile`
 ) -> None:
     "Compile patches, blocks and final layer, in place; it happens when they are first called."
@@ -337,7 +338,7 @@ class CUDAGraph:
 
 # %% ../nbs/01e_fuse.ipynb #recorded-07
 @patch
-def record(self:CUDAGraph, args:tuple) -> tuple:
+def record(self: CUDAGraph, args: tuple) -> tuple:
     "The arguments that the graph reads, the graph, and its output."
     graph = torch.cuda.CUDAGraph()
     capture = torch.cuda.graph(graph, self.pool, capture_error_mode='thread_local')  # other threads, as NCCL's, go on

@@ -131,7 +131,8 @@ _CACHED = 2**31  # bytes; a larger set takes longer to pack than to draw
 
 def _draw_parts(settings: Settings, texts: list[str], codes: list[str], seed: int) -> Clips:
     cache = len(texts) * settings.clip_frames * settings.size**2 * 3 < _CACHED
-    return spell(texts, settings.clip_frames, settings.size, settings.crop, seed, look=settings.look, languages=codes, cut=True,
+    return spell(texts, settings.clip_frames, settings.size, settings.crop, seed, look=settings.look, cut=True,
+                 languages=codes,
                  cache=cache)
 
 # %% ../nbs/05g_prepare.ipynb #axis-words-05g

@@ -29,9 +29,9 @@ from .words import load_words, random_words, spell, splits
 class FrameEncoder(nn.Module):
     "A frame becomes features: strided convolutions and a flat map."
     def __init__(self,
-                 size:int,     # pixels a side
-                 width:int,    # channels
-                 features:int, # that come out
+                 size: int,     # pixels a side
+                 width: int,    # channels
+                 features: int, # that come out
                 ):
         super().__init__()
         channels = [3, width, 2*width, 3*width, 4*width]
@@ -39,23 +39,23 @@ class FrameEncoder(nn.Module):
         self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4*width*(size//16)**2, features))
 
     @staticmethod
-    def _halve(a:int, b:int) -> nn.Module: # (M, a, S, S) -> (M, b, S/2, S/2)
+    def _halve(a: int, b: int) -> nn.Module: # (M, a, S, S) -> (M, b, S/2, S/2)
         return nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.GELU())
 
-    def forward(self, x:Tensor) -> Tensor: return self.net(x)       # (M, 3, size, size) -> (M, features)
+    def forward(self, x: Tensor) -> Tensor: return self.net(x)       # (M, 3, size, size) -> (M, features)
 
 # %% ../nbs/07a_reader.ipynb #07d3d69d
 class ConvContext(nn.Module):
     "Features of a frame take in those of two frames before and after, in two steps."
-    def __init__(self, features:int):
+    def __init__(self, features: int):
         super().__init__()
         self.layers = nn.ModuleList(self._step(features) for _ in range(2))
 
     @staticmethod
-    def _step(features:int) -> nn.Module:
+    def _step(features: int) -> nn.Module:
         return nn.Sequential(nn.BatchNorm1d(features), nn.GELU(), nn.Conv1d(features, features, 3, padding=1))
 
-    def forward(self, x:Tensor) -> Tensor:      # (B, T, features) -> same
+    def forward(self, x: Tensor) -> Tensor:      # (B, T, features) -> same
         x = x.transpose(1, 2)
         for layer in self.layers: x = x + layer(x)
         return x.transpose(1, 2)
@@ -63,15 +63,15 @@ class ConvContext(nn.Module):
 # %% ../nbs/07a_reader.ipynb #f9d758dd
 class _Residual(nn.Module):
     "Pre-norm convolution, added to its input."
-    def __init__(self, channels:int):
+    def __init__(self, channels: int):
         super().__init__()
         self.net = nn.Sequential(nn.GroupNorm(4, channels), nn.GELU(), nn.Conv2d(channels, channels, 3, padding=1))
 
-    def forward(self, x:Tensor) -> Tensor: return x + self.net(x)   # (M, channels, h, w) -> same
+    def forward(self, x: Tensor) -> Tensor: return x + self.net(x)   # (M, channels, h, w) -> same
 
 class SpatialSoftmaxEncoder(nn.Module):
     "A frame becomes points: where each channel fires, and how strongly."
-    def __init__(self, size:int, width:int, features:int):
+    def __init__(self, size: int, width: int, features: int):
         super().__init__()
         a, b = 2*width, 4*width
         quarter = [nn.Conv2d(3, a, 4, stride=4), _Residual(a), _Residual(a)]
@@ -83,7 +83,7 @@ class SpatialSoftmaxEncoder(nn.Module):
 
 # %% ../nbs/07a_reader.ipynb #b8e3ac67
 @patch
-def forward(self:SpatialSoftmaxEncoder, x:Tensor) -> Tensor: # (M, 3, size, size) -> (M, features)
+def forward(self: SpatialSoftmaxEncoder, x: Tensor) -> Tensor: # (M, 3, size, size) -> (M, features)
     h = self.net(x).flatten(2)                               # (M, channels, cells)
     with torch.autocast(x.device.type, enabled=False):       # places need full precision
         h = h.float()
@@ -96,13 +96,13 @@ def forward(self:SpatialSoftmaxEncoder, x:Tensor) -> Tensor: # (M, 3, size, size
 # %% ../nbs/07a_reader.ipynb #08fa5bf1
 class PointContext(nn.Module):
     "Features of a frame take in those of two frames before and after, in one step."
-    def __init__(self, features:int):
+    def __init__(self, features: int):
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.near = nn.Conv1d(features, features, 5, padding=2)
         self.out = nn.Linear(features, features)
 
-    def forward(self, x:Tensor) -> Tensor:      # (B, T, features) -> same
+    def forward(self, x: Tensor) -> Tensor:      # (B, T, features) -> same
         h = self.near(self.norm(x).transpose(1, 2)).transpose(1, 2)
         return x + self.out(F.gelu(h))
 
@@ -129,7 +129,7 @@ class ReaderConfig:
 # %% ../nbs/07a_reader.ipynb #61786fea
 class Reader(nn.Module):
     "Labels every frame with a letter, and so reads which word a clip spells."
-    def __init__(self, alphabet=AZ, size:int=64, kind:str='conv', width:int=24, least:int=2): # as in `ReaderConfig`
+    def __init__(self, alphabet=AZ, size: int = 64, kind: str = 'conv', width: int = 24, least: int = 2):
         super().__init__()
         self.config = ReaderConfig(alphabet, size, kind, width, least)
         encoder, context = KINDS[kind]
@@ -138,7 +138,7 @@ class Reader(nn.Module):
         self.time = context(features)
         self.head = nn.Linear(features, len(alphabet) + 1)
 
-    def forward(self, x:Tensor) -> Tensor: # (B,T,3,size,size) in [0,1] -> logits (B,T,1+letters)
+    def forward(self, x: Tensor) -> Tensor: # (B,T,3,size,size) in [0,1] -> logits (B,T,1+letters)
         frames = x.flatten(0, 1)*2 - 1
         features = self.eye(frames).unflatten(0, x.shape[:2])
         return self.head(self.time(features))
@@ -146,9 +146,9 @@ class Reader(nn.Module):
 # %% ../nbs/07a_reader.ipynb #493cd7d0
 @patch
 @torch.no_grad()
-def frame_labels(self:Reader,
+def frame_labels(self: Reader,
                  frames,       # uint8 (N,T,H,W,3), of any size
-                 batch:int=64, # clips at a time
+                 batch: int = 64, # clips at a time
                 ) -> np.ndarray: # int64 (N,T): 0 in transitions, else 1 + index in the alphabet
     "The label of every frame. A clip's labels do not depend on the clips around it."
     device = self.head.weight.device
@@ -164,17 +164,17 @@ def frame_labels(self:Reader,
 
 # %% ../nbs/07a_reader.ipynb #f9b9b444
 @patch
-def transcribe(self:Reader,
+def transcribe(self: Reader,
                frames,       # uint8 (N,T,H,W,3)
-               batch:int=64, # clips at a time
+               batch: int = 64, # clips at a time
               ) -> list[str]: # N words
     "What each clip spells."
     labels = self.frame_labels(frames, batch)
     return [collapse_labels(row, self.config.alphabet, self.config.least) for row in labels]
 
 # %% ../nbs/07a_reader.ipynb #4f9559ee
-def reader_words(n:int=6000, # how many
-                 seed:int=0,
+def reader_words(n: int = 6000, # how many
+                 seed: int = 0,
                 ) -> list[str]: # upper-case strings of 2 to 6 letters
     "Words for a reader: random strings that are in no list of `splits()`."
     taken = {w for words in splits().values() for w in words}
@@ -183,14 +183,14 @@ def reader_words(n:int=6000, # how many
     return random_words(rng, n, 2, 6, set(), rude, taken)
 
 # %% ../nbs/07a_reader.ipynb #4a77be48
-def reader_dataset(words:list[str],
+def reader_dataset(words: list[str],
                    alphabet,            # in which the labels count
-                   size:int,            # pixels a side
-                   frames:int,          # of a clip
-                   seed:int,            # of the styles
-                   tempo:float,         # share of clips signed more slowly, 0 to 1
-                   crops:tuple,         # in turn, word by word
-                   progress:bool=False, # show a bar
+                   size: int,            # pixels a side
+                   frames: int,          # of a clip
+                   seed: int,            # of the styles
+                   tempo: float,         # share of clips signed more slowly, 0 to 1
+                   crops: tuple,         # in turn, word by word
+                   progress: bool = False, # show a bar
                   ) -> tuple: # frames uint8 (N,T,3,size,size), labels int64 (N,T), words in the same order
     "Reference clips for readers, in the wide style family."
     options = dict(wide=True, tempo=tempo, cache=False, progress=progress)
@@ -206,10 +206,10 @@ def reader_dataset(words:list[str],
     return pixels.movedim(-1, 2).contiguous(), index[letters], texts
 
 # %% ../nbs/07a_reader.ipynb #4004500f
-def _uniform(x:Tensor, g:torch.Generator, *shape) -> Tensor: # (B, *shape) in [-1,1], for the B clips of x
+def _uniform(x: Tensor, g: torch.Generator, *shape) -> Tensor: # (B, *shape) in [-1,1], for the B clips of x
     return torch.rand(len(x), *shape, generator=g, device=x.device)*2 - 1
 
-def _warp(x:Tensor, g:torch.Generator) -> Tensor: # (B,T,C,H,W) -> (B,T*C,H,W)
+def _warp(x: Tensor, g: torch.Generator) -> Tensor: # (B,T,C,H,W) -> (B,T*C,H,W)
     "Zoom by up to 15 %, turn by up to 7 degrees, move by up to 7.5 % of the side."
     B, T, C, H, W = x.shape
     zoom = 1 + .15*_uniform(x, g)
@@ -221,8 +221,8 @@ def _warp(x:Tensor, g:torch.Generator) -> Tensor: # (B,T,C,H,W) -> (B,T*C,H,W)
     return F.grid_sample(x.flatten(1, 2), grid, padding_mode='border', align_corners=False)
 
 # %% ../nbs/07a_reader.ipynb #abd96735
-def augment(x:Tensor,          # (B,T,3,H,W) in [0,1]
-            g:torch.Generator, # on the device of x
+def augment(x: Tensor,          # (B,T,3,H,W) in [0,1]
+            g: torch.Generator, # on the device of x
            ) -> Tensor: # same shape
     "Augment each clip as a whole: place, zoom, turn; softness; contrast, brightness, colour; noise."
     H, W = x.shape[-2:]
@@ -239,14 +239,14 @@ def augment(x:Tensor,          # (B,T,3,H,W) in [0,1]
     return moved + loudness*torch.randn(moved.shape, generator=g, device=x.device)
 
 # %% ../nbs/07a_reader.ipynb #4c340b7f
-def fit_reader(reader:Reader,
-               x:Tensor,      # uint8 (N,T,3,size,size), on the reader's device
-               y:Tensor,      # int64 (N,T) labels
-               seed:int,      # of the order and of the augmentation
-               steps:int,     # of the optimiser
-               batch:int,     # clips a step
-               lr:float,      # highest learning rate
-               progress:bool, # show a bar
+def fit_reader(reader: Reader,
+               x: Tensor,      # uint8 (N,T,3,size,size), on the reader's device
+               y: Tensor,      # int64 (N,T) labels
+               seed: int,      # of the order and of the augmentation
+               steps: int,     # of the optimiser
+               batch: int,     # clips a step
+               lr: float,      # highest learning rate
+               progress: bool, # show a bar
               ) -> None:
     "Train a reader in place."
     g = torch.Generator(x.device).manual_seed(seed)
@@ -264,24 +264,24 @@ def fit_reader(reader:Reader,
         schedule.step()
 
 # %% ../nbs/07a_reader.ipynb #d28190b9
-def _seeded_reader(seed:int, *args) -> Reader: # args: of `Reader`
+def _seeded_reader(seed: int, *args) -> Reader: # args: of `Reader`
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Reader(*args)
 
 # %% ../nbs/07a_reader.ipynb #77abc733
-def train_reader(words:list[str]=None, # to learn from; None: `reader_words(seed=seed)`
-                 kind:str='conv',      # 'conv' or 'points'
-                 seed:int=0,           # of words, styles, weights and order
-                 steps:int=2500,       # of the optimiser
+def train_reader(words: list[str] = None, # to learn from; None: `reader_words(seed=seed)`
+                 kind: str = 'conv',      # 'conv' or 'points'
+                 seed: int = 0,           # of words, styles, weights and order
+                 steps: int = 2500,       # of the optimiser
                  device=None,          # None: a GPU where there is one
-                 size:int=64,          # pixels a side of the clips
-                 frames:int=32,        # of a clip
-                 crops:tuple=('hand', 'bust'), # in turn, word by word
-                 width:int=24,         # channels of the reader
-                 batch:int=64,         # clips a step
-                 lr:float=3e-3,        # highest learning rate
-                 progress:bool=True,   # show a bar
+                 size: int = 64,          # pixels a side of the clips
+                 frames: int = 32,        # of a clip
+                 crops: tuple = ('hand', 'bust'), # in turn, word by word
+                 width: int = 24,         # channels of the reader
+                 batch: int = 64,         # clips a step
+                 lr: float = 3e-3,        # highest learning rate
+                 progress: bool = True,   # show a bar
                 ) -> Reader:
     "A reader trained on reference clips, all of it seeded: on a CPU the same bytes, on a GPU up to the order of sums."
     device = torch.device(device or pick_device())
@@ -304,7 +304,7 @@ _CARD = dict(what='reads fingerspelling (ase) of the text2sign mannequin from vi
                      'it is no measure of how well a person signs')
 
 @patch
-def save(self:Reader, path) -> Path: # the .safetensors written
+def save(self: Reader, path) -> Path: # the .safetensors written
     "Weights in bf16, configuration and model card."
     tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in self.state_dict().items()}
     return save_tensors(path, tensors, asdict(self.config) | dict(card=_CARD))

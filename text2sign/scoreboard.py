@@ -29,8 +29,8 @@ def training_words(path, # of a checkpoint
                      'evaluate a model that 05_train has made')
 
 # %% ../nbs/07b_scoreboard.ipynb #c8dd01b5
-def _word_lists(trained:dict, # arguments of `splits`
-                n:int,        # words of each list
+def _word_lists(trained: dict, # arguments of `splits`
+                n: int,        # words of each list
                ) -> tuple: # dict: seen, unseen, bigrams, long; the training words
     "The lists to judge by. None but `seen` has a word that training shows."
     test = 500 if trained['train'] >= 500 else 16           # as training draws them
@@ -43,8 +43,8 @@ def _word_lists(trained:dict, # arguments of `splits`
 
 # %% ../nbs/07b_scoreboard.ipynb #ed297d95
 def reference_clips(config,       # a `ModelConfig`: size, crop, frames and look of the clips
-                    trained:dict, # arguments of `splits`, as `training_words` gives them
-                    n:int,        # words of each list
+                    trained: dict, # arguments of `splits`, as `training_words` gives them
+                    n: int,        # words of each list
                    ) -> tuple: # dict of Clips: seen, unseen, bigrams, long; Clips to retrieve from
     "Reference clips in styles that training did not use; to retrieve from: of the training words nearest to `unseen`."
     lists, known = _word_lists(trained, n)
@@ -57,8 +57,8 @@ def reference_clips(config,       # a `ModelConfig`: size, crop, frames and look
 
 # %% ../nbs/07b_scoreboard.ipynb #38f92951
 def candidates(generate,     # generate(texts, frames=T) -> uint8 (N,T,H,W,3)
-               clips:dict,   # reference clips of the lists: seen, unseen, bigrams, long
-               train:Clips,  # reference clips of training words, to retrieve from
+               clips: dict,   # reference clips of the lists: seen, unseen, bigrams, long
+               train: Clips,  # reference clips of training words, to retrieve from
                renderer,     # like `generate`: the corpus itself
               ): # a generator
     "Yields (what, list, frames, wanted words, reference frames) for every row. The model draws each list once."
@@ -77,7 +77,7 @@ def candidates(generate,     # generate(texts, frames=T) -> uint8 (N,T,H,W,3)
 
 # %% ../nbs/07b_scoreboard.ipynb #a5155bc0
 def score_reader(frames,           # uint8 (N,T,H,W,3)
-                 wanted:list[str], # N words
+                 wanted: list[str], # N words
                  readers,          # two
                  reference,        # uint8 (N,T',H,W,3): reference clips of the wanted words
                 ) -> tuple: # one row of the scoreboard as a dict; what the first reader read
@@ -93,10 +93,10 @@ def score_reader(frames,           # uint8 (N,T,H,W,3)
 # %% ../nbs/07b_scoreboard.ipynb #49311433
 def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as `partial(sample.generate, model)` is
                readers,     # two
-               clips:dict,  # reference clips of the lists: seen, unseen (which the baselines use), bigrams, long
-               train:Clips, # reference clips of training words
+               clips: dict,  # reference clips of the lists: seen, unseen (which the baselines use), bigrams, long
+               train: Clips, # reference clips of training words
                renderer,    # like `generate`: the corpus itself, in styles of its own
-               kept:dict=None, # receives (frames, what was read, wanted) of each row
+               kept: dict = None, # receives (frames, what was read, wanted) of each row
               ): # pandas table, indexed by (what, words)
     "The model beside its ceiling and its baselines."
     import pandas as pd
@@ -108,8 +108,8 @@ def scoreboard(generate,    # generate(texts, frames=T) -> uint8 (N,T,H,W,3), as
     return pd.DataFrame(rows).set_index(['what', 'words'])
 
 # %% ../nbs/07b_scoreboard.ipynb #47c74341
-def confusion(read:list[str],
-              wanted:list[str],
+def confusion(read: list[str],
+              wanted: list[str],
               alphabet, # letters
              ): # pandas table (letters and '+') x (letters and '-') of counts
     "Which letter was read as which, from the alignment of each word."
@@ -135,10 +135,10 @@ def confusion_map(table, # as `confusion` gives it
 
 # %% ../nbs/07b_scoreboard.ipynb #ffe62d32
 def worst(frames,           # uint8 (N,T,H,W,3)
-          read:list[str],
-          wanted:list[str],
-          n:int=6,          # clips
-          columns:int=12,   # frames of each
+          read: list[str],
+          wanted: list[str],
+          n: int = 6,          # clips
+          columns: int = 12,   # frames of each
          ) -> np.ndarray: # uint8 (height,width,3)
     "Strips of the clips with the largest share of wrong letters, the worst first."
     wrong, letters = edits(read, wanted)

@@ -32,7 +32,7 @@ class Source:
     end: float = None       # None: its end
 
 # %% ../nbs/08_sources.ipynb #05595785
-def _decode_utf8(raw:bytes, what:str) -> str: # `what` it is, for the reason
+def _decode_utf8(raw: bytes, what: str) -> str: # `what` it is, for the reason
     try: return raw.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         raise Refused(f'{what} is not UTF-8 (at byte {e.start}): save it as UTF-8') from None
@@ -48,7 +48,7 @@ def clean_text(raw # bytes of a file, or a string
     return text
 
 # %% ../nbs/08_sources.ipynb #84bf7a42
-def _all_files(folder:Path) -> list: # paths, sorted
+def _all_files(folder: Path) -> list: # paths, sorted
     "The files below a folder, links to folders followed, each real folder once (under its own name where it has one)."
     real_root = folder.resolve()
     folders, links, done, found = [folder], [], set(), []
@@ -64,17 +64,17 @@ def _all_files(folder:Path) -> list: # paths, sorted
     return sorted(found)
 
 # %% ../nbs/08_sources.ipynb #8e35ed13
-def _group_by_stem(paths, folder:Path) -> dict: # name below the folder without suffix, NFC -> list of paths
+def _group_by_stem(paths, folder: Path) -> dict: # name below the folder without suffix, NFC -> list of paths
     groups = {}
     for p in paths:
         stem = unicodedata.normalize('NFC', p.relative_to(folder).with_suffix('').as_posix())
         groups.setdefault(stem, []).append(p)
     return groups
 
-def _shown_name(path:Path, folder:Path) -> str: # for reports: also of names that are no text
+def _shown_name(path: Path, folder: Path) -> str: # for reports: also of names that are no text
     return path.relative_to(folder).as_posix().encode(errors='backslashreplace').decode()
 
-def _text_beside(video:Path, videos:list, texts:list) -> str: # Raises `Refused`
+def _text_beside(video: Path, videos: list, texts: list) -> str: # Raises `Refused`
     "The text of a video, given all videos and all texts of its name."
     if not video.is_file(): raise Refused('is a link to a file that is not there')
     if len(videos) > 1: raise Refused(f'{" and ".join(p.name for p in videos)} have one name: keep one')
@@ -109,11 +109,11 @@ def in_folder(folder # with videos and texts of the same names, sub-folders incl
 _COLUMNS = 'path', 'text', 'signer', 'start', 'end'
 _SEPARATORS = ',', '\t', ';', '|'
 
-def _header(line:str, separator:str) -> list[str]: # names of the columns
+def _header(line: str, separator: str) -> list[str]: # names of the columns
     row = next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])
     return [c.strip().strip('\ufeff').lower() for c in row]
 
-def _read_header(path:Path, line:str) -> tuple: # the separator, the names of the columns
+def _read_header(path: Path, line: str) -> tuple: # the separator, the names of the columns
     "Raises ValueError where the first line has no columns path and text, or one of a name twice."
     tried = {s: _header(line, s) for s in _SEPARATORS}
     separator = max(tried, key=lambda s: len({'path', 'text'} & set(tried[s]))*1000 + len(tried[s]))
@@ -126,18 +126,18 @@ def _read_header(path:Path, line:str) -> tuple: # the separator, the names of th
     return separator, names
 
 # %% ../nbs/08_sources.ipynb #b54a5dde
-def _text_lines(path:Path) -> io.StringIO: # a stream whose lines end as the csv module wants them
+def _text_lines(path: Path) -> io.StringIO: # a stream whose lines end as the csv module wants them
     "Raises ValueError for a table that is not UTF-8."
     try: return io.StringIO(_decode_utf8(path.read_bytes(), str(path)), newline='')
     except Refused as e: raise ValueError(str(e)) from None
 
-def _check_closed(path, first:int, last:int, error) -> None: # the lines that the csv module took for one row
+def _check_closed(path, first: int, last: int, error) -> None: # the lines that the csv module took for one row
     if last > first or 'end of data' in str(error):
         raise ValueError(f'{path}, line {first}: a quote is opened and not closed; '
                          'close it, or write a quote within a text twice ("")') from None
 
 # %% ../nbs/08_sources.ipynb #src-check-lines
-def _check_lines(path, line:int, cells:list, at:int, separator:str) -> None: # `at`: the column of paths
+def _check_lines(path, line: int, cells: list, at: int, separator: str) -> None: # `at`: the column of paths
     "Raises ValueError where a cell of several lines has taken other rows of the table in."
     for cell in cells:
         for below in re.split('[\r\n]+', cell)[1:]:
@@ -145,12 +145,12 @@ def _check_lines(path, line:int, cells:list, at:int, separator:str) -> None: # `
             name = row[at].strip(' "') if len(row) > at else ''
             if name and (path.parent/name).is_file(): _check_closed(path, line, line + 1, '')
 
-def _as_dict(names:list, cells:list) -> dict: # column -> cell, '' where there is none; None -> cells too many
+def _as_dict(names: list, cells: list) -> dict: # column -> cell, '' where there is none; None -> cells too many
     row = dict.fromkeys(names, '') | dict(zip(names, cells))
     return row | {None: cells[len(names):]}
 
 # %% ../nbs/08_sources.ipynb #a1acff42
-def _read_rows(path:Path) -> tuple: # list of (line, row as a dict), list of (name, reason), names of the columns
+def _read_rows(path: Path) -> tuple: # list of (line, row as a dict), list of (name, reason), names of the columns
     "The rows of a table. Raises ValueError for one that is not UTF-8, lacks columns, or has an open quote."
     lines = _text_lines(path)
     above, header = 1, lines.readline()
@@ -170,13 +170,13 @@ def _read_rows(path:Path) -> tuple: # list of (line, row as a dict), list of (na
         if cells: rows.append((line, _as_dict(names, cells)))
 
 # %% ../nbs/08_sources.ipynb #fba1467c
-def _seconds(row:dict, key:str): # float, or None for an empty cell
+def _seconds(row: dict, key: str): # float, or None for an empty cell
     raw = row.get(key, '').strip()
     if not raw: return None
     if not re.fullmatch(r'\d+\.?\d*|\.\d+', raw): raise Refused(f'{key} is {raw!r}: give seconds, such as 2.48')
     return float(raw)
 
-def _find_file(folder:Path, name:str) -> Path: # Raises `Refused`
+def _find_file(folder: Path, name: str) -> Path: # Raises `Refused`
     "The file of a name; an accent may be composed in the table and decomposed on the disk, or the other way round."
     at = folder
     if '\\' in name and not (folder/name).exists(): name = name.replace('\\', '/')       # written on Windows
@@ -190,9 +190,9 @@ def _find_file(folder:Path, name:str) -> Path: # Raises `Refused`
     return at
 
 # %% ../nbs/08_sources.ipynb #864ea0b4
-def _from_row(folder:Path,
-              row:dict,    # column -> cell
-              signed:bool, # do other rows name a signer?
+def _from_row(folder: Path,
+              row: dict,    # column -> cell
+              signed: bool, # do other rows name a signer?
              ) -> Source: # Raises `Refused`
     if any(cell.strip() for cell in row[None]):
         raise Refused('has more fields than there are columns: put quotes around a text with commas')
@@ -208,7 +208,7 @@ def _from_row(folder:Path,
     return Source(path, clean_text(row['text']), name + cut, signer, start, end)
 
 # %% ../nbs/08_sources.ipynb #cc2f9580
-def _without_repeats(found:list, # of (line, `Source`)
+def _without_repeats(found: list, # of (line, `Source`)
                     ) -> tuple: # list of `Source`, list of (name, reason)
     "Each clip once."
     groups, problems = {}, []
@@ -224,7 +224,7 @@ def _without_repeats(found:list, # of (line, `Source`)
     return [kept[line] for line in sorted(kept)], problems
 
 # %% ../nbs/08_sources.ipynb #26917a50
-def _unknown_columns(names:list[str]) -> list[str]: # a sentence for each
+def _unknown_columns(names: list[str]) -> list[str]: # a sentence for each
     unknown = [c for c in names if c and c not in _COLUMNS]
     return [f'column {c!r} is unknown and not used{nearest_name(c, _COLUMNS)}' for c in unknown]
 

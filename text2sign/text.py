@@ -21,8 +21,8 @@ from .dit import sincos
 BOS, EOS, PAD, REPEAT = range(256, 260)
 
 def tokenize(
-    texts:list[str],  # any strings; '' is 'no text'
-    length:int | None = None,  # pad to this many tokens; default: the longest text
+    texts: list[str],  # any strings; '' is 'no text'
+    length: int | None = None,  # pad to this many tokens; default: the longest text
     device=None,  # where the tensors go
 ) -> tuple[Tensor, Tensor]:  # ids (B, M) int64, mask (B, M) bool: True where a token is
     "UTF-8 bytes between BOS and EOS. Raises ValueError for a text that does not fit `length`."
@@ -36,13 +36,13 @@ def tokenize(
     return ids, ids != PAD
 
 # %% ../nbs/01a_text.ipynb #035-01
-def _text_heads(width:int) -> int:
+def _text_heads(width: int) -> int:
     "As many heads of at least 64 features as divide the width."
     heads = max(1, width//64)
     while width % heads: heads -= 1
     return heads
 
-def _transformer(width:int, depth:int) -> nn.TransformerEncoder:
+def _transformer(width: int, depth: int) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(
         width,
         _text_heads(width),
@@ -59,10 +59,10 @@ class TextEncoder(nn.Module):
     "Tokens to features."
     def __init__(
         self,
-        width:int,  # E: features of a token
-        depth:int = 2,  # transformer layers; 0: none
-        units:int = 256,  # what texts are made of: bytes, or the units of a vocabulary
-        positions:bool = True,  # the place of a token in its text is a part of it
+        width: int,  # E: features of a token
+        depth: int = 2,  # transformer layers; 0: none
+        units: int = 256,  # what texts are made of: bytes, or the units of a vocabulary
+        positions: bool = True,  # the place of a token in its text is a part of it
     ):
         super().__init__()
         self.positions = positions
@@ -71,7 +71,7 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.5)  # beside positions whose features are of order 1
         self.layers = _transformer(width, depth) if depth else nn.LayerNorm(width)
 
-    def forward(self, ids:Tensor, mask:Tensor) -> Tensor:  # (B, M) int64 and bool -> (B, M, E)
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:  # (B, M) int64 and bool -> (B, M, E)
         x = self.embed(ids)  # (B, M, E)
         if self.positions: x = x + sincos(torch.arange(ids.shape[1], device=ids.device), x.shape[-1], 100)
         repeats = F.pad(ids[:, 1:] == ids[:, :-1], (1, 0))[..., None]  # (B, M, 1)
@@ -82,7 +82,7 @@ class TextEncoder(nn.Module):
 # %% ../nbs/01a_text.ipynb #037-01
 @lru_cache(maxsize=1)
 def load_frozen_encoder(
-    name:str,  # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
+    name: str,  # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
 ) -> tuple:  # (tokenizer, encoder)
     "A text encoder from `transformers`, in evaluation mode. Raises ValueError in one line where there is none."
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -111,7 +111,7 @@ def _token_limit(tokenizer, encoder) -> int | None:
     limits = [getattr(tokenizer, 'model_max_length', None), _positions(encoder)]
     return min((n for n in limits if n and n < 10**6), default=None)
 
-def _check_length(texts:list[str], ids:list, limit:int | None, name:str) -> None:
+def _check_length(texts: list[str], ids: list, limit: int | None, name: str) -> None:
     "Raises ValueError for the longest text if it is too long."
     row, text = max(zip(ids, texts), key=lambda pair: len(pair[0]))
     if limit and len(row) > limit:
@@ -121,10 +121,10 @@ def _check_length(texts:list[str], ids:list, limit:int | None, name:str) -> None
 # %% ../nbs/01a_text.ipynb #encode-01
 @torch.no_grad()
 def encode_frozen(
-    texts:list[str],  # B strings
-    name:str,  # folder or hub id of the encoder
+    texts: list[str],  # B strings
+    name: str,  # folder or hub id of the encoder
     device='cpu',
-    batch:int = 64,  # texts at a time
+    batch: int = 64,  # texts at a time
 ) -> tuple[Tensor, Tensor]:  # features (B, M, E) float32, each token normalised; mask (B, M) bool
     "Features of texts by a frozen encoder. Raises ValueError for a text that is longer than the encoder takes."
     tokenizer, encoder = load_frozen_encoder(name)

@@ -27,10 +27,10 @@ class TextAttention(nn.Module):
     "Cross-attention from the tokens of each frame to the text."
     def __init__(
         self,
-        width:int,  # D: features of a token
-        heads:int,  # h
-        text_width:int,  # E: features of a text token
-        frame_features:int = 128,  # of a frame's number; 0: it does not enter
+        width: int,  # D: features of a token
+        heads: int,  # h
+        text_width: int,  # E: features of a text token
+        frame_features: int = 128,  # of a frame's number; 0: it does not enter
     ):
         super().__init__()
         self.heads = heads
@@ -45,17 +45,17 @@ class TextAttention(nn.Module):
 
 # %% ../nbs/01b_video.ipynb #041-02
 @patch
-def frame_bias(self:TextAttention, frames:Tensor) -> Tensor:  # (T,) -> (T, D)
+def frame_bias(self: TextAttention, frames: Tensor) -> Tensor:  # (T,) -> (T, D)
     "What the number of a frame adds to its queries."
     return self.q.bias + self.frame(sincos(frames, self.frame_features, 1000))
 
 @patch
-def position(self:TextAttention, frames:Tensor, places:Tensor | None) -> Tensor:  # (T,), (B, T) -> (1, T, D)
+def position(self: TextAttention, frames: Tensor, places: Tensor | None) -> Tensor:  # (T,), (B, T) -> (1, T, D)
     "What `attend` needs to know of where each frame is."
     return self.frame_bias(frames)[None]
 
 @patch
-def keys_values(self:TextAttention, text:Tensor) -> tuple[Tensor, Tensor]:  # (B, M, E) -> (B, M, h, d) twice
+def keys_values(self: TextAttention, text: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, E) -> (B, M, h, d) twice
     "Keys, normalised, and values of the text."
     k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, M, h, d) each
     return self.k_norm(k).to(v.dtype), v
@@ -63,11 +63,11 @@ def keys_values(self:TextAttention, text:Tensor) -> tuple[Tensor, Tensor]:  # (B
 # %% ../nbs/01b_video.ipynb #041-03
 @patch
 def attend(
-    self:TextAttention,
-    h:Tensor,  # (B, T, S, D) tokens, normalised by `norm`
-    position:Tensor,  # (1, T, D), of `position`
-    text:Tensor,  # (B, M, E)
-    mask:Tensor,  # (B, M) bool: True where a token is
+    self: TextAttention,
+    h: Tensor,  # (B, T, S, D) tokens, normalised by `norm`
+    position: Tensor,  # (1, T, D), of `position`
+    text: Tensor,  # (B, M, E)
+    mask: Tensor,  # (B, M) bool: True where a token is
 ) -> Tensor:  # (B, T, S, D)
     "The values of the text as the heads weight them; `proj` comes after."
     k, v = self.keys_values(text)  # (B, M, h, d) each
@@ -79,13 +79,13 @@ def attend(
     return out.transpose(1, 2).reshape(h.shape)  # (B, T, S, D)
 
 @patch
-def forward(self:TextAttention, h:Tensor, position:Tensor, text:Tensor, mask:Tensor) -> Tensor:
+def forward(self: TextAttention, h: Tensor, position: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     return self.proj(self.attend(h, position, text, mask))  # (B, T, S, D)
 
 # %% ../nbs/01b_video.ipynb #5651bc81
 def rotate(
-    x:Tensor,  # (B, T, S, h, d) queries or keys, d even
-    pos:Tensor,  # (T,) position of each frame, or (B, T)
+    x: Tensor,  # (B, T, S, h, d) queries or keys, d even
+    pos: Tensor,  # (T,) position of each frame, or (B, T)
 ) -> Tensor:  # (B, T, S, h, d)
     "Rotary position embedding (Su et al. 2021): features i and i + d/2 turn by an angle proportional to the position."
     waves = sincos(pos, x.shape[-1], 100).to(x.dtype)[..., None, None, :]  # (T, 1, 1, d): lengths of 6 to 600 frames
@@ -98,17 +98,17 @@ class PlaceAttention(TextAttention):
     "Cross-attention from the tokens of each frame to the tokens of the text that stand near it."
     def __init__(
         self,
-        width:int,  # D: features of a token
-        heads:int,  # h
-        text_width:int,  # E: features of a text token
+        width: int,  # D: features of a token
+        heads: int,  # h
+        text_width: int,  # E: features of a text token
     ):
         super().__init__(width, heads, text_width, frame_features=0)
 
 @patch
-def position(self:PlaceAttention, frames:Tensor, places:Tensor) -> Tensor: return places  # (B, T)
+def position(self: PlaceAttention, frames: Tensor, places: Tensor) -> Tensor: return places  # (B, T)
 
 @patch
-def keys_values(self:PlaceAttention, text:Tensor) -> tuple[Tensor, Tensor]:  # (B, M, E) -> (B, M, h, d) twice
+def keys_values(self: PlaceAttention, text: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, E) -> (B, M, h, d) twice
     "Keys, normalised and turned by the place of their token, and values of the text."
     k, v = self.kv(text).unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, M, h, d) each
     at = torch.arange(k.shape[1], device=k.device)  # (M,)
@@ -117,11 +117,11 @@ def keys_values(self:PlaceAttention, text:Tensor) -> tuple[Tensor, Tensor]:  # (
 # %% ../nbs/01b_video.ipynb #place-02
 @patch
 def attend(
-    self:PlaceAttention,
-    h:Tensor,  # (B, T, S, D) tokens, normalised by `norm`
-    places:Tensor,  # (B, T) where each frame stands
-    text:Tensor,  # (B, M, E)
-    mask:Tensor,  # (B, M) bool: True where a token is
+    self: PlaceAttention,
+    h: Tensor,  # (B, T, S, D) tokens, normalised by `norm`
+    places: Tensor,  # (B, T) where each frame stands
+    text: Tensor,  # (B, M, E)
+    mask: Tensor,  # (B, M) bool: True where a token is
 ) -> Tensor:  # (B, T, S, D)
     "The values of the tokens near each frame as the heads weight them; zeros where there are none."
     k, v = self.keys_values(text)  # (B, M, h, d) each
@@ -135,7 +135,7 @@ def attend(
     out = out.transpose(1, 2).reshape(h.shape)  # (B, T, S, D)
     return out.masked_fill(alone[..., None], 0)
 
-def _tokens_seen(places:Tensor, mask:Tensor) -> Tensor:  # (B, T), (B, M) -> (B, T, M) bool
+def _tokens_seen(places: Tensor, mask: Tensor) -> Tensor:  # (B, T), (B, M) -> (B, T, M) bool
     "Token m stands at m."
     at = torch.arange(mask.shape[1], device=mask.device)  # (M,)
     return mask[:, None] & ((places[..., None] - at).abs() <= BAND)
@@ -145,8 +145,8 @@ class TimeAttention(nn.Module):
     "Self-attention of each patch along time."
     def __init__(
         self,
-        width:int,  # D: features of a token
-        heads:int,  # h
+        width: int,  # D: features of a token
+        heads: int,  # h
     ):
         super().__init__()
         self.heads = heads
@@ -159,9 +159,9 @@ class TimeAttention(nn.Module):
 # %% ../nbs/01b_video.ipynb #043-02
 @patch
 def attend(
-    self:TimeAttention,
-    h:Tensor,  # (B, T, S, D) tokens, normalised by `norm`
-    frames:Tensor,  # (T,) number of each frame
+    self: TimeAttention,
+    h: Tensor,  # (B, T, S, D) tokens, normalised by `norm`
+    frames: Tensor,  # (T,) number of each frame
 ) -> Tensor:  # (B, T, S, D)
     "The values of all frames as the heads weight them; `proj` comes after. Patches are laid out as so many more heads."
     q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).unbind(3)  # (B, T, S, h, d) each
@@ -172,7 +172,7 @@ def attend(
     return out.transpose(1, 2).reshape(h.shape)  # (B, T, S, D)
 
 @patch
-def forward(self:TimeAttention, h:Tensor, frames:Tensor) -> Tensor:
+def forward(self: TimeAttention, h: Tensor, frames: Tensor) -> Tensor:
     return self.proj(self.attend(h, frames))  # (B, T, S, D)
 
 # %% ../nbs/01b_video.ipynb #047-01
@@ -182,12 +182,12 @@ class VideoBlock(Block):
     "An image block with text and time between its attention and its MLP."
     def __init__(
         self,
-        width:int,  # D: features of a token
-        heads:int,  # of the attention inside a frame
-        qk_norm:bool,  # of the same
-        text_width:int,  # E: features of a text token
-        branch_heads:int,  # of both branches
-        text_position:str = 'frame',  # or 'place'
+        width: int,  # D: features of a token
+        heads: int,  # of the attention inside a frame
+        qk_norm: bool,  # of the same
+        text_width: int,  # E: features of a text token
+        branch_heads: int,  # of both branches
+        text_position: str = 'frame',  # or 'place'
     ):
         super().__init__(width, heads, qk_norm)
         self.text_attn = _TEXT_ATTENTION[text_position](width, branch_heads, text_width)
@@ -196,12 +196,12 @@ class VideoBlock(Block):
 # %% ../nbs/01b_video.ipynb #047-02
 @patch
 def space_and_text(
-    self:VideoBlock,
-    x:Tensor,  # (B, t, S, D) tokens of some frames
-    modulation:Tensor,  # (B, t, 3D): shift, scale and gate of the attention
-    position:Tensor,  # (1, t, D), or places (B, t)
-    text:Tensor,  # (B, M, E)
-    mask:Tensor,  # (B, M)
+    self: VideoBlock,
+    x: Tensor,  # (B, t, S, D) tokens of some frames
+    modulation: Tensor,  # (B, t, 3D): shift, scale and gate of the attention
+    position: Tensor,  # (1, t, D), or places (B, t)
+    text: Tensor,  # (B, M, E)
+    mask: Tensor,  # (B, M)
 ) -> Tensor:  # (B, t, S, D)
     "Attention inside each frame, then to the text."
     shift, scale, gate = modulation.chunk(3, -1)  # (B, t, D) each
@@ -211,12 +211,12 @@ def space_and_text(
 
 # %% ../nbs/01b_video.ipynb #047-03
 @patch
-def over_time(self:VideoBlock, x:Tensor, frames:Tensor) -> Tensor:  # (B, T, S, D), (T,) -> (B, T, S, D)
+def over_time(self: VideoBlock, x: Tensor, frames: Tensor) -> Tensor:  # (B, T, S, D), (T,) -> (B, T, S, D)
     "Attention of each patch along all frames."
     return x + self.time_attn(self.time_attn.norm(x), frames)
 
 @patch
-def feed_forward(self:VideoBlock, x:Tensor, modulation:Tensor) -> Tensor:  # (B, t, S, D), (B, t, 3D) -> (B, t, S, D)
+def feed_forward(self: VideoBlock, x: Tensor, modulation: Tensor) -> Tensor:  # (B, t, S, D), (B, t, 3D) -> (B, t, S, D)
     "The MLP, on some frames."
     shift, scale, gate = modulation.chunk(3, -1)  # (B, t, D) each
     return x + gate.unsqueeze(-2) * self.mlp(modulate(self.norm2(x), shift, scale))  # (B, t, S, D)
@@ -229,8 +229,8 @@ def checkpointed(f, *args):
 
 def over_frames(
     f,  # works frame by frame: tensors (B, t, ...) -> a tensor (B, t, ...)
-    frame_chunk:int,  # frames at a time
-    *inputs:Tensor,  # (B, T, ...) each
+    frame_chunk: int,  # frames at a time
+    *inputs: Tensor,  # (B, T, ...) each
 ) -> Tensor:  # (B, T, ...): what `f` gives, for all frames
     "Apply `f` chunk by chunk, forgetting its inner activations; the last chunk may be shorter."
     chunks = zip(*(v.split(frame_chunk, 1) for v in inputs))
@@ -239,14 +239,14 @@ def over_frames(
 # %% ../nbs/01b_video.ipynb #048-02
 @patch
 def forward(
-    self:VideoBlock,
-    x:Tensor,  # (B, T, S, D)
-    frames:Tensor,  # (T,) number of each frame
-    c:Tensor,  # (B, T, D) conditioning vector of each frame
-    text:Tensor,  # (B, M, E)
-    mask:Tensor,  # (B, M)
-    places:Tensor | None = None,  # (B, T) of the frames, for `PlaceAttention`
-    frame_chunk:int | None = None,  # frames at a time; None: all
+    self: VideoBlock,
+    x: Tensor,  # (B, T, S, D)
+    frames: Tensor,  # (T,) number of each frame
+    c: Tensor,  # (B, T, D) conditioning vector of each frame
+    text: Tensor,  # (B, M, E)
+    mask: Tensor,  # (B, M)
+    places: Tensor | None = None,  # (B, T) of the frames, for `PlaceAttention`
+    frame_chunk: int | None = None,  # frames at a time; None: all
 ) -> Tensor:  # (B, T, S, D)
     before, after = self.adaLN_modulation(c).chunk(2, -1)  # (B, T, 3D) each: for the attention, for the MLP
     position = self.text_attn.position(frames, places)  # (1, T, D), or (B, T)
@@ -264,12 +264,12 @@ class VideoDiT(DiT):
     "A text-to-video diffusion transformer around an image DiT; every new branch is zero at its last projection."
     def __init__(
         self,
-        text_width:int | None = None,  # E: features of a text token; default: the model's width, at most 384
-        text_depth:int | None = None,  # layers of the text encoder; default: 2, and none on the text's axis
-        encoder:str = '',  # folder or hub id of a frozen text encoder instead; `text_width` is then its features
-        text_cond:bool = True,  # the text also enters each frame's conditioning vector
-        branch_heads:int | None = None,  # of both branches; default: 64 features each, or as many as the image model's
-        text_position:str = 'frame',  # a frame finds its letters by its number, or by its 'place' on the text's axis
+        text_width: int | None = None,  # E: features of a text token; default: the model's width, at most 384
+        text_depth: int | None = None,  # layers of the text encoder; default: 2, and none on the text's axis
+        encoder: str = '',  # folder or hub id of a frozen text encoder instead; `text_width` is then its features
+        text_cond: bool = True,  # the text also enters each frame's conditioning vector
+        branch_heads: int | None = None,  # of both branches; default: 64 features each, or as many as the image model's
+        text_position: str = 'frame',  # a frame finds its letters by its number, or by its 'place' on the text's axis
         vocabulary=(),  # units LANGUAGE:LETTER that texts are made of; (): bytes
         **image,  # the arguments of `DiT`
     ):
@@ -293,11 +293,11 @@ class VideoDiT(DiT):
 
 # %% ../nbs/01b_video.ipynb #050-02
 @patch
-def make_block(self:VideoDiT) -> VideoBlock:
+def make_block(self: VideoDiT) -> VideoBlock:
     shape = self.width, self.heads, self.qk_norm, self.text_width, self.branch_heads
     return VideoBlock(*shape, self.text_position)
 
-def _text_depth(text_position:str, depth:int | None) -> int:
+def _text_depth(text_position: str, depth: int | None) -> int:
     "Raises ValueError for a position that does not exist, and layers that would know where in its text a token is."
     if text_position not in _TEXT_ATTENTION:
         raise ValueError(f'text_position is {text_position!r}: use {" or ".join(_TEXT_ATTENTION)}')
@@ -307,7 +307,7 @@ def _text_depth(text_position:str, depth:int | None) -> int:
     return 0
 
 @patch
-def branches(self:VideoDiT) -> list[nn.Module]:
+def branches(self: VideoDiT) -> list[nn.Module]:
     "All that is new: each ends in a projection that starts at zero."
     found = [branch for block in self.blocks for branch in (block.text_attn, block.time_attn)]
     return found if self.text_cond is None else [*found, self.text_cond]
@@ -315,8 +315,8 @@ def branches(self:VideoDiT) -> list[nn.Module]:
 # %% ../nbs/01b_video.ipynb #050-03
 @patch(cls_method=True)
 def from_image(
-    cls:VideoDiT,
-    image:DiT,
+    cls: VideoDiT,
+    image: DiT,
     **kwargs,  # the arguments of `VideoDiT` that an image model has not
 ) -> VideoDiT:
     "Grow a video model around an image model: all its tensors copied, the new branches zero until trained."
@@ -328,8 +328,8 @@ def from_image(
 # %% ../nbs/01b_video.ipynb #051-01
 @patch
 def tokenize(
-    self:VideoDiT,
-    texts:list[str],  # B
+    self: VideoDiT,
+    texts: list[str],  # B
     languages=None,  # of each text, ISO 639-3; None: the only one that the vocabulary has
 ) -> tuple[Tensor, Tensor]:
     "Ids (B, M), or a frozen encoder's features (B, M, E), and the mask (B, M): all that needs nothing trainable."
@@ -338,7 +338,7 @@ def tokenize(
     return ids, mask & torch.tensor([[bool(text)] for text in texts], device=mask.device)
 
 @patch
-def _tokens(self:VideoDiT, texts:list[str], languages) -> tuple[Tensor, Tensor]:
+def _tokens(self: VideoDiT, texts: list[str], languages) -> tuple[Tensor, Tensor]:
     device = self.pos_embed.device
     if self.encoder: return encode_frozen(texts, self.encoder, device)
     if self.vocabulary: return tokenize_units(texts, self.vocabulary, languages, device)[:2]
@@ -346,7 +346,7 @@ def _tokens(self:VideoDiT, texts:list[str], languages) -> tuple[Tensor, Tensor]:
 
 @patch
 def encode(
-    self:VideoDiT,
+    self: VideoDiT,
     texts,  # list of B strings, or what `tokenize` made of them
 ) -> tuple:  # features (B, M, E), mask (B, M); places (B, T) where they were given
     "Encode texts; the result can be given to `forward` at every sampling step."
@@ -355,7 +355,7 @@ def encode(
 
 # %% ../nbs/01b_video.ipynb #051-02
 @patch
-def _features(self:VideoDiT, text, B:int, T:int) -> Text:  # features
+def _features(self: VideoDiT, text, B: int, T: int) -> Text:  # features
     "Text in any of its three forms, None for no text. Raises ValueError if there are not B."
     if text is None: text = ['']*B
     n = len(text) if isinstance(text, list) else len(text[0])
@@ -366,7 +366,7 @@ def _features(self:VideoDiT, text, B:int, T:int) -> Text:  # features
     return text._replace(places=even_places(text.mask, T))
 
 @patch
-def _condition(self:VideoDiT, t:Tensor, frames:Tensor, text:Text) -> Tensor:  # (B, T, D)
+def _condition(self: VideoDiT, t: Tensor, frames: Tensor, text: Text) -> Tensor:  # (B, T, D)
     "The conditioning vector of each frame: noise level, null class, and text."
     null = torch.full_like(t, self.classes, dtype=torch.long)  # (B,)
     c = self.t_embedder(t) + self.y_embedder(null)  # (B, D)
@@ -379,11 +379,11 @@ def _condition(self:VideoDiT, t:Tensor, frames:Tensor, text:Text) -> Tensor:  # 
 # %% ../nbs/01b_video.ipynb #051-03
 @patch
 def forward(
-    self:VideoDiT,
-    x:Tensor,  # (B, T, C, size, size) noisy clips
-    t:Tensor,  # (B,) noise level in [0, 1000), one a clip
+    self: VideoDiT,
+    x: Tensor,  # (B, T, C, size, size) noisy clips
+    t: Tensor,  # (B,) noise level in [0, 1000), one a clip
     text=None,  # B strings, what `tokenize` or `encode` made of them, or a `Text`; None: no text
-    frame_chunk:int | None = None,  # frames at a time through the spatial parts: memory against time, never values
+    frame_chunk: int | None = None,  # frames at a time through the spatial parts: memory against time, never values
 ) -> Tensor:  # (B, T, C or 2C, size, size)
     "What the objective predicts, for every frame."
     B, T = x.shape[:2]
@@ -396,14 +396,14 @@ def forward(
     return self.final_layer(x, c)  # (B, T, C or 2C, size, size)
 
 # %% ../nbs/01b_video.ipynb #053-01
-def part_of(name:str) -> str:  # image model, text, time or text encoder
+def part_of(name: str) -> str:  # image model, text, time or text encoder
     "The part of a video model that a tensor belongs to, by its name."
     if 'text_encoder' in name: return 'text encoder'
     if 'text_' in name: return 'text'
     return 'time' if 'time_attn' in name else 'image model'
 
 def by_part(
-    numbers:dict,  # tensor name -> number
+    numbers: dict,  # tensor name -> number
 ) -> dict:  # part -> sum
     "Sums over the tensors of each part."
     sums = {}
@@ -414,9 +414,9 @@ def by_part(
 
 # %% ../nbs/01b_video.ipynb #058-01
 def flops(
-    model:DiT,
-    frames:int = 1,  # of a clip; 1 for an image model
-    tokens:int = 0,  # of its text
+    model: DiT,
+    frames: int = 1,  # of a clip; 1 for an image model
+    tokens: int = 0,  # of its text
 ) -> float:  # floating-point operations of one forward pass of one item; training takes three times as many
     "The products of attention and MLP, branches included; adaLN, embeddings and head are left out."
     D, S = model.width, (model.size//model.patch)**2

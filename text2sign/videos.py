@@ -44,14 +44,14 @@ class ReadReport:
 
 # %% ../nbs/08_videos.ipynb #e473ae8f
 @patch
-def _count(self:ReadReport) -> str:
+def _count(self: ReadReport) -> str:
     out = f'{self.kept} of {self.kept + len(self.problems)} clips read'
     if not self.kept: return out
     low, high, middle = min(self.seconds), max(self.seconds), np.median(self.seconds)
     return f'{out}: {low:.1f} to {high:.1f} s of motion, median {middle:.1f} s'
 
 @patch
-def _squeezed(self:ReadReport) -> list[str]: # a sentence, or none
+def _squeezed(self: ReadReport) -> list[str]: # a sentence, or none
     "How many clips are longer than the frames hold, and which settings would hold them all."
     hold = (self.frames - 1)/self.fps                  # seconds
     long = sum(s > hold + 1e-3 for s in self.seconds)
@@ -64,7 +64,7 @@ def _squeezed(self:ReadReport) -> list[str]: # a sentence, or none
             f'frames={frames} or fps={fps:g} holds them all at their own speed']
 
 # %% ../nbs/08_videos.ipynb #9f14c0d9
-def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # as in `read_videos`
+def _read_clip(source: Source, frames: int, size: int, fps: float, fit: str, at):  # as in `read_videos`
     "One clip: uint8 (frames,size,size,3), its valid frames, seconds of motion, notes. Raises `Refused`."
     import av
     notes = set()
@@ -83,7 +83,7 @@ def _read_clip(source:Source, frames:int, size:int, fps:float, fit:str, at):  # 
     return clip[held], len(clip), float(last - first), notes
 
 # %% ../nbs/08_videos.ipynb #3d225715
-def _read_or_refuse(source:Source, settings:dict): # what `_read_clip` gives, or `Refused`
+def _read_or_refuse(source: Source, settings: dict): # what `_read_clip` gives, or `Refused`
     try: return _read_clip(source, **settings)
     except Refused as e: return e
 
@@ -95,7 +95,7 @@ def _read_all(sources, workers, progress, settings): # yields what `_read_or_ref
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/08_videos.ipynb #2cb38699
-def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tuple: # `Clips` or None, `ReadReport`
+def _gather(sources: list, problems: list, workers, progress, settings: dict) -> tuple: # `Clips` or None, `ReadReport`
     "Read all sources into one array; None without a good clip."
     frames, size, fps = (settings[k] for k in ('frames', 'size', 'fps'))
     out = np.empty((len(sources), frames, size, size, 3), np.uint8)
@@ -119,7 +119,7 @@ def _gather(sources:list, problems:list, workers, progress, settings:dict) -> tu
 # %% ../nbs/08_videos.ipynb #c145f451
 VERSION = 2        # of the way videos are read: a new number makes every cached set stale
 
-def _cache_path(sources, problems, settings:dict) -> Path: # of the clips
+def _cache_path(sources, problems, settings: dict) -> Path: # of the clips
     rows = []
     for s in sources:
         file = s.path.stat()
@@ -128,11 +128,11 @@ def _cache_path(sources, problems, settings:dict) -> Path: # of the clips
     name = f'videos-{len(sources)}x{settings["frames"]}x{settings["size"]}'
     return cache_dir()/f'{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz'
 
-def _load_kept(path:Path) -> tuple: # `Clips` and `ReadReport`. Raises FileNotFoundError where one is missing
+def _load_kept(path: Path) -> tuple: # `Clips` and `ReadReport`. Raises FileNotFoundError where one is missing
     return Clips.load(path), ReadReport(**json.loads(path.with_suffix('.json').read_text()))
 
 # %% ../nbs/08_videos.ipynb #335999cd
-def _keep(made:tuple, path:Path) -> None: # made: `Clips`, or None for no good clip, and `ReadReport`
+def _keep(made: tuple, path: Path) -> None: # made: `Clips`, or None for no good clip, and `ReadReport`
     clips, report = made
     if clips is None: return
     with atomic_path(path.with_suffix('.json')) as part: part.write_text(json.dumps(asdict(report)))
@@ -144,13 +144,13 @@ def _check_settings(frames, size, fps, fit, at) -> None: # ValueError
                      "fit is 'cover' or 'pad', at None or 0 to 1, the others positive")
 
 # %% ../nbs/08_videos.ipynb #c6412bf9
-def _check_memory(clips:int, frames:int, size:int) -> None: # ValueError
+def _check_memory(clips: int, frames: int, size: int) -> None: # ValueError
     need, free = clips*frames*size*size*3, available_memory()
     if free is None or need <= free: return
     raise ValueError(f'{clips} clips of {frames} frames of {size} pixels need {need/1e9:.1f} GB of memory, '
                      f'{free/1e9:.1f} GB are free: lower size or frames, or give fewer clips')
 
-def _check_enough(source:Path, report:ReadReport, least:int) -> None: # ValueError
+def _check_enough(source: Path, report: ReadReport, least: int) -> None: # ValueError
     least = max(1, least)
     if report.kept >= least: return
     some = '; '.join(f'{name}: {reason}' for name, reason in report.problems[:3])
@@ -185,8 +185,8 @@ def read_videos(source,        # a folder of name.mp4 (or another of SUFFIXES) +
     return clips
 
 # %% ../nbs/08_videos.ipynb #cc25d0ef
-def _signers_to_hold_out(counts:Counter, # clips of each signer
-                         wanted:float,   # clips
+def _signers_to_hold_out(counts: Counter, # clips of each signer
+                         wanted: float,   # clips
                          rng,
                         ) -> list: # signers whose clips come near to `wanted`; never all of them
     out, n = [], 0
@@ -198,8 +198,8 @@ def _signers_to_hold_out(counts:Counter, # clips of each signer
     return out or [min(sorted(counts), key=counts.get)]
 
 # %% ../nbs/08_videos.ipynb #0aa985b5
-def _clips_to_hold_out(texts:list[str],
-                       k:int, # clips
+def _clips_to_hold_out(texts: list[str],
+                       k: int, # clips
                        rng,
                       ) -> np.ndarray: # bool (N,): k clips, first those whose texts stay with others
     left = Counter(texts)
@@ -217,7 +217,7 @@ def _clips_to_hold_out(texts:list[str],
     return held
 
 # %% ../nbs/08_videos.ipynb #8ecaea19
-def split(clips:Clips,
+def split(clips: Clips,
           share=.1,  # of the clips to hold out, 0 to 1
           seed=0,    # of the choice
          ) -> tuple: # two `Clips`: for training, and held out

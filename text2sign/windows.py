@@ -16,14 +16,14 @@ from .spelling import text_places
 
 # %% ../nbs/01ab_windows.ipynb #windows-code-aa
 def window_starts(
-    frames:int,  # T of the clip
-    window:int,  # W
+    frames: int,  # T of the clip
+    window: int,  # W
 ) -> list[int]:  # first frames of the windows; the last one ends with the clip
     "Windows that overlap by half; a single one for a clip that is not longer."
     last = max(0, frames - window)
     return [*range(0, last, max(1, window//2)), last]
 
-def window_weights(window:int, device=None) -> Tensor:  # (W,) float32, a triangle
+def window_weights(window: int, device=None) -> Tensor:  # (W,) float32, a triangle
     "How much each frame of a window counts where windows overlap."
     rise = torch.arange(1, window + 1, device=device)
     return torch.minimum(rise, rise.flip(0)).float()
