@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -148,4 +149,5 @@ def test_linter():
 def test_settings_that_ship(path):
     "Each file names settings that exist, of values that a training can start with."
     from text2sign.settings import Settings
-    Settings.from_yaml(path).check()
+    with patch.object(Settings, 'check_memory'):            # which asks this machine
+        Settings.from_yaml(path).check()
