@@ -386,8 +386,9 @@ _NOTEBOOK_EXTRA = ('ipywidgets', 'anywidget', 'plotly', 'matplotlib', 'mediapy',
 EXTRAS = dict.fromkeys(_NOTEBOOK_EXTRA, 'notebook') | dict(transformers='text')
 
 # %% ../nbs/09a_cli.ipynb #main-09a
-def _show_warning(message, *where, **how) -> None: # without the line of code that `warnings` prints
-    print(f'text2sign: warning: {message}', file=sys.stderr)
+def _show_warning(message, category, *where, **how) -> None:
+    "What the user can mend, without the line of code that `warnings` prints; not what libraries say to developers."
+    if not issubclass(category, DeprecationWarning): print(f'text2sign: warning: {message}', file=sys.stderr)
 
 # %% ../nbs/09a_cli.ipynb #main2-09a
 def main(argv=None) -> int:  # arguments, None: those of the shell -> the exit code
