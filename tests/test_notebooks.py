@@ -9,7 +9,7 @@ from nbdev.test import test_nb as run_notebook
 
 NBS = Path(__file__).parent.parent/'nbs'
 NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
-QUICK = ('00_core', '00a_clips', '00e_words', '01_dit', '02_checkpoint', '04_diffusion', '05f_settings', '06a_export')
+QUICK = ('00_core', '00a_clips', '00j_words', '01_dit', '02_checkpoint', '04_diffusion', '05f_settings', '06a_export')
 
 
 def case(path):
