@@ -31,6 +31,7 @@ class Clips:
     language: str = ''  # ISO 639-3 code, or '' where unknown
     letters: np.ndarray = None  # int64 (N,T): 0 in transitions, else 1 + index in `alphabet`; None where unknown
     signers: list = None  # N strings, or None where unknown
+    splits: list = None  # N of 'train', 'val', 'test', where their authors split them; None: nobody did
     alphabet: tuple = ()  # the letters that `letters` counts, each of one or more characters; a string is split
     std: np.ndarray = None  # like frames: standard deviation of each latent (`frames` is its mean); None for pixels
     vae: str = ''  # the VAE that made the latents, a folder or a hub id; '' for pixels
@@ -44,7 +45,7 @@ class Clips:
         self._check_letters()
 
 # %% ../nbs/00a_clips.ipynb #clips-convert
-_LISTS = ('texts', 'names', 'signers', 'languages')  # of N strings
+_LISTS = ('texts', 'names', 'signers', 'splits', 'languages')  # of N strings
 
 
 @patch
