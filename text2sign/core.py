@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned', 'save_npz',
            'exclusive', 'end_with_parent', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
-           'available_memory', 'only_local', 'format_time', 'nearest_name', 'slow_cells']
+           'available_memory', 'only_local', 'format_time', 'nearest_name', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 # %% ../nbs/00_core.ipynb #find-checkout
 def find_checkout() -> Path | None:  # None: installed, and the working directory is in no clone either
@@ -238,6 +239,21 @@ def nearest_name(name: str,  # what was given
     "The end of an error message about an unknown name."
     near = get_close_matches(str(name), list(names), 1)
     return f'; did you mean {near[0]}?' if near else ''
+
+
+def slug(text: str) -> str:  # '' becomes 'clip'
+    "A file name for a text."
+    return re.sub(r'\W+', '-', text.strip()).strip('-')[:40] or 'clip'
+
+# %% ../nbs/00_core.ipynb #progress-core
+def progress_bar(items,  # to go through; None: its `update` counts
+                 what: str,  # that is being done
+                 total: int | None = None,  # where `items` does not know its length
+                 show: bool = True,
+                 ) -> tqdm:
+    "A bar, where the work takes more than two seconds; in what is no terminal, a log, it moves every two seconds."
+    every = .1 if sys.stderr.isatty() else 2
+    return tqdm(items, what, total, disable=not show, delay=2, mininterval=every)
 
 # %% ../nbs/00_core.ipynb #slow-cells
 def slow_cells() -> bool:

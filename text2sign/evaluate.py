@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .clips import Clips
-from .core import autocast_bf16
+from .core import autocast_bf16, progress_bar
 from .diffusion import stratified
 from .lexicon import AZ
 
@@ -228,7 +227,7 @@ def ranks(model,       # model(x (B,T,C,H,W), t (B,), texts) -> prediction
          ) -> np.ndarray: # (N,) how many wrong words denoise a clip better than its own: 0 is best
     "Rank the true word of each clip among k by denoising loss."
     out = []
-    for i in tqdm(range(len(clips)), desc=f'ranking {k}-way', disable=not progress):
+    for i in progress_bar(range(len(clips)), f'ranking {k}-way', show=progress):
         rng = np.random.default_rng([seed, i])
         texts = distractors(clips.texts[i], clips.texts, k, rng, known, clips.alphabet or AZ)
         place = int(rng.integers(k))

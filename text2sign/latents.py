@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .clips import Clips, load_or_make
-from .core import cache_dir, only_local
+from .core import cache_dir, only_local, progress_bar
 
 # %% ../nbs/00m_latents.ipynb #027-06
 _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
@@ -97,7 +96,7 @@ def _encode_frames(
     progress: bool,
 ) -> list:  # mean and standard deviation (or None), float16 (F, h, w, C)
     parts = []
-    for i in tqdm(range(0, len(x), chunk), desc='encoding', mininterval=2, disable=not progress):
+    for i in progress_bar(range(0, len(x), chunk), 'encoding', show=progress):
         pixels = torch.from_numpy(x[i:i + chunk]).to(vae.device).movedim(-1, 1)
         moments = posterior(vae, pixels.float()/127.5 - 1)
         parts.append([_to_half(m) for m in moments])

@@ -276,7 +276,9 @@ class StripWriter:
 def display_strip(stage: str, row: dict, shown: dict) -> None:
     "Shows the preview strip in the output of the cell."
     from IPython.display import display
-    if shown: display(preview_strip(stage, shown))
+    if not shown: return
+    picture = preview_strip(stage, shown)._repr_png_()
+    display({'image/png': picture, 'text/plain': f'previews at step {row["step"]}'}, raw=True)
 
 # %% ../nbs/05d_monitor.ipynb #curves-05d
 _CURVES = [('loss', 'training', 'lightgray'), ('val_loss', 'validation', 'firebrick'),

@@ -21,8 +21,7 @@ def output_paths(texts: list[str],  # one for each clip
                  formats=FORMATS,  # that can be written
                 ) -> list[Path]:  # one for each text
     "Raises ValueError for a format that cannot be written, and for one file for several clips."
-    from text2sign.core import workspace
-    from text2sign.panel import slug
+    from text2sign.core import slug, workspace
     path = Path(out or workspace()/'outputs')
     if not path.suffix or path.is_dir():
         numbers = [f'{i:03d}-' if len(texts) > 1 else '' for i in range(len(texts))]
@@ -64,7 +63,7 @@ class ClipWriter:
             if i >= self.printed: print(self.paths[i])
 
     def _print(self) -> None:
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
         tqdm.write(str(self.paths[self.printed]))           # above a progress bar where there is one
         self.printed += 1
 

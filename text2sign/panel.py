@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['KEYS', 'model_label', 'list_models', 'load_video', 'length_warning', 'image_tag', 'video_tag', 'read_letters',
-           'letters_tag', 'setting_widgets', 'Panel', 'Stopped', 'Sample', 'slug', 'panel']
+           'letters_tag', 'setting_widgets', 'Panel', 'Stopped', 'Sample', 'panel']
 
 # %% ../nbs/09_panel.ipynb #002-09
 import base64
 import html
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import checkpoint_dirs, pick_device, workspace
+from .core import checkpoint_dirs, pick_device, slug, workspace
 
 # %% ../nbs/09_panel.ipynb #007-09
 def model_label(path: Path,  # of a checkpoint
@@ -343,11 +342,6 @@ def make(self: Panel,
     clip = generate(model, [text], **sampling, callback=callback)[0]
     label = next(k for k, value in self.settings[0]['checkpoint'].options if value == setting['checkpoint'])
     return Sample(clip, model.config.fps, estimates, pixel_decoder(model), setting | dict(checkpoint=label))
-
-# %% ../nbs/09_panel.ipynb #030-09
-def slug(text: str) -> str:  # '' becomes 'clip'
-    "A file name for a text."
-    return re.sub(r'\W+', '-', text.strip()).strip('-')[:40] or 'clip'
 
 # %% ../nbs/09_panel.ipynb #show-09
 @patch

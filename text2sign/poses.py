@@ -17,11 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
 from .canvas import CROPS, Style, check_drawing
 from .clips import FPS, Clips, load_or_make
-from .core import atomic_path, cache_dir, cpu_count
+from .core import atomic_path, cache_dir, cpu_count, progress_bar
 from .lexicon import VERSION
 from .mannequin import drawn_body, render
 from .motion import FACE, FINGERS, Motion
@@ -213,7 +212,7 @@ def _gather(sources: list, problems: list, job: _Job, frames: int | None, worker
     "Draw all sources. Returns `Clips`, or None without a good one, and the report."
     films, kept, unseen, lengths, jumps, problems = [], [], {}, [], 0, list(problems)
     drawn = _draw_all(job, sources, workers)
-    for source, result in zip(sources, tqdm(drawn, total=len(sources), desc='drawing poses', disable=not progress)):
+    for source, result in zip(sources, progress_bar(drawn, 'drawing poses', len(sources), progress)):
         if isinstance(result, str):
             problems.append((source.name, result))
             continue

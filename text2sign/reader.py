@@ -17,10 +17,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .checkpoint import read_checkpoint, save_tensors
-from .core import autocast_bf16, pick_device, shipped_dir, workspace
+from .core import autocast_bf16, pick_device, progress_bar, shipped_dir, workspace
 from .evaluate import as_pixels, cer, collapse_labels
 from .lexicon import AZ
 from .words import load_words, random_words, spell, splits
@@ -253,7 +252,7 @@ def fit_reader(reader: Reader,
     opt = torch.optim.AdamW(reader.parameters(), lr, betas=(.9, .98), weight_decay=.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps, pct_start=.2)
     reader.train()
-    for _ in tqdm(range(steps), desc=f'training the {reader.config.kind} reader', disable=not progress):
+    for _ in progress_bar(range(steps), f'training the {reader.config.kind} reader', show=progress):
         i = torch.randint(len(x), (batch,), generator=g, device=x.device)
         clips = augment(x[i].float()/255, g)             # outside of autocast: places need full precision
         with autocast_bf16(x.device): logits = reader(clips)

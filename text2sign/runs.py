@@ -28,7 +28,7 @@ def _runs(base: Path) -> list[str]:  # names
 
 # %% ../nbs/05g_runs.ipynb #find-run-05f
 def find_run(name: str,  # of the run; '' takes the default
-             default: str,  # such as data and time of day
+             default: str,  # such as date and time of day
              resume: str = '',  # name of the run to go on with
              base=None,  # folder of runs; default: checkpoints/ of the workspace
              ) -> Path:  # the run's folder, not made yet
@@ -176,7 +176,7 @@ def _newest_name() -> str:
 
 # %% ../nbs/05g_runs.ipynb #new-folder-2-05f
 def _new_folder(settings: Settings, base: Path) -> Path:
-    "A folder named by data and time of day, and by a number where another run was as fast. It is made: nobody else's."
+    "A folder named by date and time of day, and by a number where another run was as fast. It is made: nobody else's."
     stem = re.sub(r'[^\w-]+', '-', Path(settings.data).stem).strip('-_')[:80]
     default = f'{stem or "run"}-{time.strftime("%Y%m%d-%H%M%S")}'
     for number in itertools.count(1):

@@ -13,10 +13,9 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .axis import language_letters, only_language
-from .core import autocast_bf16, pick_precision
+from .core import autocast_bf16, pick_precision, progress_bar
 from .diffusion import Epsilon, Flow, expand_as_batch, get_objective
 from .dit import DiT, ModelConfig
 from .fuse import CUDAGraph, compile_blocks, fuse, why_not_compiled
@@ -302,7 +301,7 @@ class _Progress:
     def __init__(self, total: int, callback, show: bool):
         self.total = total
         self.callback = callback
-        self.bar = tqdm(total=total, desc='sampling', disable=not show)
+        self.bar = progress_bar(None, 'sampling', total, show)
         self.done = 0
 
     def __call__(self, i, x, x0):  # as `denoise` calls it

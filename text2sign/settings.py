@@ -31,7 +31,7 @@ def _setting(default, help: str):
 @dataclass(kw_only=True)
 class Settings:
     "What decides a training run. Raises ValueError for a value of the wrong kind."
-    run: str = _setting('', "name of this run's folder in checkpoints/; default: data and time of day")
+    run: str = _setting('', "name of this run's folder in checkpoints/; default: date and time of day")
     stage: str = _setting('video', 'image: letters from images; video: words from clips (needs pretrained); both')
     pretrained: str = _setting('fs-ase', 'start from this image or video checkpoint; empty: from random weights')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")

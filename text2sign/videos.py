@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
-from tqdm import tqdm
 
 from .clips import Clips, load_or_make
-from .core import atomic_path, available_memory, cache_dir, cpu_count
+from .core import atomic_path, available_memory, cache_dir, cpu_count, progress_bar
 from .decoding import Refused, activity, decode_video, motion_span, nearest_frames, sample_times, to_square
 from .sources import Found, Source, find_sources
 
@@ -91,7 +90,7 @@ def _read_all(sources, workers, progress, settings): # yields what `_read_or_ref
     pool = ThreadPoolExecutor(workers or cpu_count())
     try:
         results = pool.map(lambda s: _read_or_refuse(s, settings), sources)
-        yield from tqdm(results, total=len(sources), desc='reading videos', mininterval=2, disable=not progress)
+        yield from progress_bar(results, 'reading videos', len(sources), progress)
     finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/08c_videos.ipynb #2cb38699

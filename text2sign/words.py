@@ -20,10 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
 from .clips import FPS, Clips, load_or_make
-from .core import cache_dir, cpu_count, end_with_parent, save_npz
+from .core import cache_dir, cpu_count, end_with_parent, progress_bar, save_npz
 from .canvas import Style, check_drawing
 from .lexicon import AZ, LANGUAGES, VERSION, check_language, load_lexicon, spell_motion
 from .mannequin import render
@@ -353,7 +352,7 @@ def _render_texts(job: _Job,
     alphabet = _alphabet(texts, languages, several)
     numbers = {code: _numbers(alphabet, code, several) for code in set(languages)}
     results = _map_clips([(job, i, *item) for i, item in enumerate(zip(texts, languages))], workers)
-    for i, film, labels, u in tqdm(results, total=count, desc='spelling', disable=not progress):
+    for i, film, labels, u in progress_bar(results, 'spelling', count, progress):
         _fill(frames[i], film)
         _fill(letters[i], numbers[languages[i]][labels])
         _fill(places[i], u)
