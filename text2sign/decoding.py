@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from fastcore.basics import patch
+from numpy.lib.stride_tricks import sliding_window_view
 
 # %% ../nbs/08_decoding.ipynb #d04002c0
 class Refused(ValueError):
@@ -60,8 +61,7 @@ def _matrix(frame): # name for FFmpeg's scaler; None: as the frame says
 def _hlg_light(signal): # (..., 3) in 0 to 1 -> candela per square metre, on a display of 1000 (BT.2100-2, table 5)
     a, b, c = .17883277, .28466892, .55991073
     scene = np.where(signal <= .5, signal**2/3, (np.exp((signal - c)/a) + b)/12)
-    luminance = scene @ np.array([.2627, .6780, .0593])
-    return 1000*scene*luminance[..., None]**.2
+    return 1000*scene**1.2
 
 def _pq_light(signal): # (..., 3) in 0 to 1 -> candela per square metre (BT.2100-2, table 4)
     x = signal**(1/78.84375)
@@ -70,17 +70,27 @@ def _pq_light(signal): # (..., 3) in 0 to 1 -> candela per square metre (BT.2100
 _LIGHT = {16: _pq_light, 18: _hlg_light} # by transfer characteristics: H.273, table 3
 
 # %% ../nbs/08_decoding.ipynb #dec-sdr
-_WHITE, _KNEE = 203, .9 # candela per square metre (BT.2408); where squeezing begins
+_WHITE, _PAPER, _KNEE = 100, 203, .9 # candela per square metre: of SDR, of HDR; where squeezing begins
 _TO_709 = np.array([[1.6605, -.5876, -.0728], [-.1246, 1.1329, -.0083], [-.0182, -.1006, 1.1187]]) # BT.2407, 2.2
 
-def _to_sdr(light) -> np.ndarray: # (..., 3) candela per square metre, primaries of BT.2020 -> uint8, sRGB
-    linear = np.clip(light/_WHITE @ _TO_709.T, 0, None)
+def _squeeze(linear,            # (..., 3), 1 is white
+             brightest: float,  # becomes 1; at least 1
+            ) -> np.ndarray: # (..., 3), at most 1
+    "A curve that is straight up to the knee (Reinhard et al. 2002, equation 4, above it)."
     peak = linear.max(-1, keepdims=True)
-    over = np.maximum(peak - _KNEE, 0)/(1 - _KNEE)
-    squeezed = np.minimum(peak, _KNEE) + (1 - _KNEE)*(1 - np.exp(-over))
-    linear *= squeezed/np.maximum(peak, 1e-9)
-    srgb = np.where(linear <= .0031308, 12.92*linear, 1.055*linear**(1/2.4) - .055)
-    return (255*srgb).round().astype(np.uint8)
+    most = (brightest - _KNEE)/(1 - _KNEE)
+    over = np.clip((peak - _KNEE)/(1 - _KNEE), 0, most)
+    squeezed = np.minimum(peak, _KNEE) + (1 - _KNEE)*over*(1 + over/most**2)/(1 + over)
+    return linear*squeezed/np.maximum(peak, 1e-9)
+
+def _to_sdr(film,  # uint16 (F,H,W,3), primaries of BT.2020
+            light, # of `_LIGHT`
+           ) -> np.ndarray: # uint8 (F,H,W,3)
+    def linear(frame): return np.clip(light(frame.astype(np.float32)/65535) @ _TO_709.T, 0, None)
+    brightest = max(np.quantile(linear(frame).max(-1), .999) for frame in film)
+    white = np.clip(brightest, _WHITE, _PAPER)
+    squeezed = (_squeeze(linear(frame)/white, max(1, brightest/white)) for frame in film)
+    return np.stack([(255*frame**(1/2.4)).round().astype(np.uint8) for frame in squeezed])
 
 # %% ../nbs/08_decoding.ipynb #73b49ce7
 GROUND = 128       # gray level behind transparent pixels and around padded pictures
@@ -89,15 +99,12 @@ def small_rgb(frame,      # an `av.VideoFrame`
               width: int,  # wanted
               height: int,
               scaler,     # an `av.video.reformatter.VideoReformatter`: it keeps its tables from frame to frame
-             ) -> np.ndarray: # uint8 (height,width,3)
-    "Scale by area; HDR becomes SDR. Transparent pixels are composed before, so that no hidden colour bleeds in."
+             ) -> np.ndarray: # uint8 (height,width,3); of HDR the signal, uint16
+    "Scale by area. Transparent pixels are composed before, so that no hidden colour bleeds in."
     how = dict(src_colorspace=_matrix(frame), threads=1)
-    light = _LIGHT.get(frame.color_trc)
-    if light:
-        signal = scaler.reformat(frame, width, height, 'rgb48le', interpolation='AREA', **how).to_ndarray()
-        return _to_sdr(light(signal/65535))
     if not any(c.is_alpha for c in frame.format.components):
-        return scaler.reformat(frame, width, height, 'rgb24', interpolation='AREA', **how).to_ndarray()
+        kind = 'rgb48le' if frame.color_trc in _LIGHT else 'rgb24'
+        return scaler.reformat(frame, width, height, kind, interpolation='AREA', **how).to_ndarray()
     rgba = scaler.reformat(frame, format='rgba', **how).to_ndarray().astype(np.float32)
     alpha = rgba[..., 3:]/255
     opaque = rgba[..., :3]*alpha + GROUND*(1 - alpha)
@@ -151,13 +158,32 @@ def iter_frames(container,  # an open `av` container
             yield t, stay, frame
     _check_whole(_stated_end(container, stream), t + stay, zero)
 
+# %% ../nbs/08_decoding.ipynb #dec-comb-measure
+_TOOTH, _TEETH = 20, 7 # gray levels; of one comb, at least
+_COMBED = 2e-4 # of the picture
+
+def _has_combs(gray) -> bool: # uint8 (H,W)
+    if len(gray) < _TEETH + 2: return False
+    lines = gray[:, ::4].astype(np.int16)
+    above, below = lines[1:-1] - lines[:-2], lines[1:-1] - lines[2:]
+    height = np.minimum(abs(above), abs(below))
+    tooth = (height > _TOOTH) & (abs(above - below) < height/2)         # both neighbours are of the other field
+    side = np.sign(above)*tooth                                         # (H-2, W/4): 1, -1, or 0
+    turns = side[1:]*side[:-1] < 0
+    return sliding_window_view(turns, _TEETH - 1, axis=0).all(-1).mean() > _COMBED
+
 # %% ../nbs/08_decoding.ipynb #dec-field
 class _UpperField:
-    "Takes every other line of interlaced frames."
-    def __init__(self): self.kind = self.graph = None
+    "Takes every other line of frames that are interlaced."
+    def __init__(self, notes: set): # which gets what was done
+        self.notes = notes
+        self.kind = self.graph = None
 
     def __call__(self, frame): # an `av.VideoFrame` -> one, of half the height if it is interlaced
-        if not frame.interlaced_frame: return frame
+        if frame.interlaced_frame: self.notes.add('interlaced: one field of each frame is used')
+        elif _has_combs(frame.reformat(format='gray').to_ndarray()):
+            self.notes.add('has combs, so it is interlaced without saying so: one field of such frames is used')
+        else: return frame
         kind = frame.width, frame.height, frame.format.name
         if kind != self.kind: self.kind, self.graph = kind, self._open(*kind, frame.time_base)
         self.graph.push(frame)
@@ -180,14 +206,15 @@ class _Shrink:
         from av.video.reformatter import VideoReformatter
         self.pixel = float(stream.sample_aspect_ratio or 1)      # width of a pixel, in heights
         self.size, self.fit, self.notes = size, fit, notes
-        self.scaler, self.field = VideoReformatter(), _UpperField()
+        self.scaler, self.field = VideoReformatter(), _UpperField(notes)
         self.turn = None
 
-    def __call__(self, frame) -> np.ndarray: # an `av.VideoFrame` -> uint8 (H,W,3)
+    def __call__(self, frame) -> np.ndarray: # an `av.VideoFrame` -> uint8 (H,W,3), or uint16 for `finish`
         if self.turn is None: self._look(frame)
         shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
         if shape != self.shape:
             raise Refused(f'changes its shape from {self.first} to {frame.width}x{frame.height}: cut it there')
+        if _LIGHT.get(frame.color_trc) != self.light: raise Refused('changes between HDR and SDR: cut it there')
         return upright(small_rgb(self.field(frame), *shape, self.scaler), self.turn)
 
 # %% ../nbs/08_decoding.ipynb #dec-look
@@ -197,10 +224,14 @@ def _look(self: _Shrink, frame) -> None: # the first frame
     self.turn = orientation(np.frombuffer(bytes(matrix), np.int32)) if matrix else (False, False, False)
     self.shape = _fit_size(frame.width*self.pixel, frame.height, self.size, self.fit)
     self.first = f'{frame.width}x{frame.height}'
-    if frame.interlaced_frame: self.notes.add('interlaced: one field of each frame is used')
-    if frame.color_trc in _LIGHT:
-        name = 'HLG' if frame.color_trc == 18 else 'PQ'
-        self.notes.add(f'HDR ({name}): tone-mapped, white paper ({_WHITE} cd/m2) becomes white')
+    self.light = _LIGHT.get(frame.color_trc)
+    if self.light: self.notes.add(f'HDR ({"HLG" if frame.color_trc == 18 else "PQ"}): its colours became those of SDR')
+
+@patch
+def finish(self: _Shrink, frames: list) -> np.ndarray: # all that it has given -> uint8 (F,H,W,3)
+    "HDR becomes SDR."
+    film = np.stack(frames)
+    return _to_sdr(film, self.light) if self.light else film
 
 # %% ../nbs/08_decoding.ipynb #047fb417
 LONGEST = 60       # seconds of a clip: more than that is not one text
@@ -275,7 +306,7 @@ def decode_video(path,        # of a video, or of a folder of numbered pictures
             shrink = shrink or _Shrink(container.streams.best('video'), size, fit, set() if notes is None else notes)
             frames.append(shrink(frame))
             times.append(t)
-    return np.stack(frames), np.array(times)
+    return shrink.finish(frames), np.array(times)
 
 # %% ../nbs/08_decoding.ipynb #b7d8faf9
 def nearest_frames(times, # (F,) seconds
