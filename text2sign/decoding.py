@@ -189,15 +189,17 @@ class _UpperField:
         self.graph.push(frame)
         return self.graph.pull()
 
-    def _open(self, width, height, pixels, time_base):
-        import av
-        graph = av.filter.Graph()
-        source = graph.add_buffer(width=width, height=height, format=pixels, time_base=time_base)
-        field, sink = graph.add('field', 'top'), graph.add('buffersink')
-        source.link_to(field)
-        field.link_to(sink)
-        graph.configure()
-        return graph
+# %% ../nbs/08_decoding.ipynb #dec-field-graph
+@patch
+def _open(self: _UpperField, width, height, pixels, time_base):
+    import av
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format=pixels, time_base=time_base)
+    field, sink = graph.add('field', 'top'), graph.add('buffersink')
+    source.link_to(field)
+    field.link_to(sink)
+    graph.configure()
+    return graph
 
 # %% ../nbs/08_decoding.ipynb #be96182a
 class _Shrink:

@@ -116,7 +116,7 @@ def _gather(sources: list, problems: list, workers, progress, settings: dict) ->
     return clips, report
 
 # %% ../nbs/08c_videos.ipynb #c145f451
-VERSION = 3        # of the way videos are read: a new number makes every cached set stale
+VERSION = 4        # of the way videos are read: a new number makes every cached set stale
 
 def _cache_path(sources, problems, settings: dict) -> Path: # of the clips
     rows = []
