@@ -33,11 +33,11 @@ def caption(word, letters):
 def with_captions(clip, word, reader):
     "A clip (T, H, W, 3) enlarged, with its captions below: (T, SIDE + 2*LINE, SIDE, 3)."
     labels = reader.frame_labels(clip[None])[0]
-    alphabet, least = reader.config.alphabet, reader.config.least
+    letters, least = reader.config.letters, reader.config.least
     frames = []
     for t, frame in enumerate(clip):
         large = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-        frames.append(np.concatenate([large, caption(word, collapse_labels(labels[:t + 1], alphabet, least))]))
+        frames.append(np.concatenate([large, caption(word, collapse_labels(labels[:t + 1], letters, least))]))
     return np.stack(frames + [frames[-1]]*6)
 
 

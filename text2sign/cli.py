@@ -136,7 +136,7 @@ def _find_readers(folder,  # None: where names are looked up
     for place in [folder] if folder else checkpoint_dirs():
         try: return load_readers(place, device)
         except FileNotFoundError: continue
-    make = 'python -c "from text2sign.reader import make_readers; make_readers()"'
+    make = 'python -c "from text2sign.reader import make_readers; make_readers(\'hand\')"'
     raise FileNotFoundError(f'no readers in {folder or "checkpoints/"}; make them (minutes on a GPU): {make}')
 
 # %% ../nbs/09a_cli.ipynb #comparable-09a

@@ -98,9 +98,9 @@ def read_letters(clip: np.ndarray,  # uint8 (T, H, W, 3)
     "What the reader finds in each frame, and the word that follows from it."
     from text2sign.evaluate import collapse_labels
     labels = reader.frame_labels(clip[None])[0]
-    alphabet = reader.config.alphabet
-    names = ('·', *alphabet)
-    return [names[k] for k in labels], collapse_labels(labels, alphabet, reader.config.least)
+    letters = reader.config.letters
+    names = ('·', *letters)
+    return [names[k] for k in labels], collapse_labels(labels, letters, reader.config.least)
 
 # %% ../nbs/09_panel.ipynb #016-09
 def _reading(word: str, text: str) -> str:  # HTML

@@ -36,7 +36,7 @@ class Settings:
     pretrained: str = _setting('fs-ase', 'start from this image or video checkpoint; empty: from random weights')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
-    data: str = _setting('ase', 'embedded corpus (ase, ase+gsg, all), or your own: folder (videos, poses), .csv, .npz')
+    data: str = _setting('ase', 'corpus (ase, ase+gsg, all, all-psr), or your own: folder (videos, poses), .csv, .npz')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')

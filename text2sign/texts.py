@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'is_test_word', 'possible_pairs', 'held_out_pairs', 'known_words', 'parse_languages', 'training_texts',
-           'unseen_texts']
+           'unseen_texts', 'unseen_clips']
 
 # %% ../nbs/00k_texts.ipynb #txt-imports
 import re
@@ -18,7 +18,7 @@ from .clips import load_or_make
 from .core import cache_dir, save_npz
 from .lexicon import LANGUAGES, check_language, load_lexicon
 from .spelling import MAX_TEXT, split_letters
-from .words import bigrams, is_rude, load_words, read_pool
+from .words import bigrams, is_rude, load_words, read_pool, spell
 
 # %% ../nbs/00k_texts.ipynb #txt-side
 def is_test_word(word: str) -> bool:
@@ -156,10 +156,13 @@ def phrase(self: _Writer,
 
 # %% ../nbs/00k_texts.ipynb #txt-languages
 def parse_languages(data: str) -> list[str]:  # ISO 639-3 codes
-    "One language, several (ase+gsg), or all. Raises ValueError for one that cannot be used."
-    codes = list(LANGUAGES) if data == 'all' else data.split('+')
-    for code in codes: check_language(code)
-    return codes
+    "One, several (ase+gsg), all, or all but some (all-psr-swl). Raises ValueError for one that cannot be used."
+    first, *held_out = data.split('-')
+    codes = list(LANGUAGES) if first == 'all' else first.split('+')
+    for code in codes + held_out: check_language(code)
+    left = [code for code in codes if code not in held_out]
+    if not left: raise ValueError(f'{data}: no language is left')
+    return left
 
 # %% ../nbs/00k_texts.ipynb #txt-training
 def _training_text(writer: _Writer, longest: int) -> str:
@@ -232,3 +235,16 @@ def unseen_texts(language: str = 'ase',  # ISO 639-3 code
     across = _distinct(n // 3, lambda: _plant(writer, True))
     lists['bigrams'] = _distinct(n - n // 3, lambda: _plant(writer, False)) + across
     return lists
+
+# %% ../nbs/00k_texts.ipynb #e3ddbe85
+def unseen_clips(language: str,  # ISO 639-3 code
+                 n: int,  # texts a list
+                 size: int,  # pixels a side
+                 crop: str,  # one of `CROPS`
+                 seed: int = 11,  # of the styles
+                 look: str = 'day',  # colours, one of `LOOKS`
+                 ):  # yields the name of a list, its `Clips`
+    "Reference clips of `unseen_texts`, one list at a time: all of them together may not fit into memory."
+    for name, texts in unseen_texts(language, n).items():
+        yield name, spell(texts, None, size, crop, seed, languages=[language] * n, look=look,
+                          cache=False, progress=False)

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from .clips import FPS, Clips, load_or_make
 from .core import cache_dir, cpu_count, end_with_parent, progress_bar, save_npz
 from .canvas import Style, check_drawing
-from .lexicon import AZ, LANGUAGES, VERSION, check_language, load_lexicon, spell_motion
+from .lexicon import AZ, HOP, LANGUAGES, VERSION, check_language, load_lexicon, spell_motion
 from .mannequin import render
 from .spelling import HOLD, check_fit, frames_needed, vocabulary
 
@@ -411,7 +411,7 @@ def spell(texts,  # what to spell, one clip each: words, or phrases with spaces
           cache: bool = True,  # keep the set in `cache_dir()`, and use it again when nothing changed
           progress: bool = True,  # show a progress bar
           languages: list | None = None,  # one code a text, instead of `language`; labels then count in a vocabulary
-          hop: float = 0.,  # sw: how high the hand lifts between equal letters
+          hop: float | None = None,  # sw: lift between equal letters; None: HOP with `languages`, else 0
           cut: bool = False,  # of a clip that is longer than `frames`, keep a part that begins anywhere
           ) -> Clips:
     "Render texts in seeded styles. Raises ValueError for what cannot be spelled, does not fit or is unknown."
@@ -420,6 +420,7 @@ def spell(texts,  # what to spell, one clip each: words, or phrases with spaces
     languages = list(languages) if several else [language] * len(texts)
     _check_languages(texts, languages)
     texts = [load_lexicon(code).spellable(text) for text, code in zip(texts, languages)]
+    hop = HOP * several if hop is None else hop
     job = _Job(frames, size, crop, seed, wide, tempo, look, hop, cut and frames is not None)
     _check_job(texts, languages, job)
     if frames is None:
