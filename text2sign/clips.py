@@ -23,7 +23,7 @@ FPS = 12.0  # frames a second of the reference clips
 @dataclass(eq=False, repr=False)
 class Clips:
     "Videos of one shape with their texts; shorter ones hold their last frame. Raises ValueError where shapes disagree."
-    frames: np.ndarray  # (N,T,H,W,C): uint8 pixels, or float16 or float32 latents
+    frames: np.ndarray  # (N,T,H,W,C): uint8 pixels, or float16 or float32 latents; or `StoredFrames`, on disk
     texts: list  # N strings: what is signed
     names: list = None  # N strings: where each clip comes from; None: its index
     fps: float = FPS  # frames a second
@@ -51,7 +51,7 @@ _LISTS = ('texts', 'names', 'signers', 'splits', 'languages')  # of N strings
 @patch
 def _convert(self: Clips) -> None:
     "Give each field its one type, and its default where it is None."
-    self.frames = np.asarray(self.frames)
+    if not hasattr(self.frames, 'select'): self.frames = np.asarray(self.frames)    # else they lie in shards
     shape, dtype = self.frames.shape, self.frames.dtype
     if len(shape) != 5 or dtype not in (np.uint8, np.float16, np.float32):
         raise ValueError(f'frames must be (N,T,H,W,C), uint8 pixels or float latents, not {dtype} {shape}')
@@ -130,7 +130,9 @@ def __getitem__(self: Clips,
     parts = {}
     for item in fields(self):
         value = getattr(self, item.name)
-        if isinstance(value, np.ndarray):
+        if hasattr(value, 'select'):
+            parts[item.name] = value.select(chosen)
+        elif isinstance(value, np.ndarray):
             parts[item.name] = value[chosen]
         elif isinstance(value, list):
             parts[item.name] = [value[i] for i in chosen]

@@ -20,7 +20,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .batches import Batches, cond_rows
+from .batches import Batches, cond_rows, rows_of
 from .checkpoint import read_checkpoint, remove_checkpoint, save_model, save_tensors, shard_files
 from .core import atomic_path, autocast_bf16, generator, is_abandoned
 from .diffusion import stratified
@@ -220,15 +220,17 @@ def prepare_batch(
     step: int,
 ) -> list:  # a microbatch (x, cond, t, eps) for each accumulation, with weights where frames do not count alike
     "This process's microbatches of a step. Raises ValueError for a batch that does not divide into equal ones."
-    x, cond = batches(step)
+    n, size = batches.batch, self._microbatch_size(batches.batch)
+    mine = tuple((start, start + size) for start in range(self.rank*size, n, self.world*size))
+    if self.world == 1: mine = ((0, n),)
+    x, cond = batches(step, mine)
     g = generator(self.device, self.recipe.seed, 3, step)
-    t = self.objective.sample_t(stratified(len(x), g, self.device))
-    eps = torch.randn(x.shape, generator=g, device=self.device)
-    size = self._microbatch_size(len(x))
-    starts = range(self.rank*size, len(x), self.world*size)
+    t = self.objective.sample_t(stratified(n, g, self.device))
+    eps = torch.randn((n, *x.shape[1:]), generator=g, device=self.device)
     weights = batches.weights(step)
-    whole = (x, cond, t, eps) if weights is None else (x, cond, t, eps, weights)
-    return [tuple(cond_rows(part, start, start + size) for part in whole) for start in starts]
+    drawn = (t, eps) if weights is None else (t, eps, weights)
+    rows = (x, cond, *(rows_of(values, mine) for values in drawn))
+    return [tuple(cond_rows(part, start, start + size) for part in rows) for start in range(0, len(x), size)]
 
 # %% ../nbs/05b_trainer.ipynb #b-microbatch
 @patch
