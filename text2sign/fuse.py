@@ -22,7 +22,8 @@ from torch import Tensor
 
 from .axis import BAND
 from .dit import Block, DiT, FinalLayer, sincos, unpatchify
-from .video import PlaceAttention, TextAttention, TimeAttention, VideoBlock, checkpointed, over_frames
+from .video import (HALF_TURN, PlaceAttention, TextAttention, TimeAttention, VideoBlock, checkpointed,
+                             over_frames)
 
 _TRITON = find_spec('triton') is not None  # comes with PyTorch on Linux
 if _TRITON:
@@ -154,7 +155,7 @@ class FusedPlaceAttention(PlaceAttention):
         k, v = self.keys_values(text)  # (B, M, h, d) each
         q = F.linear(h, self.q.weight, self.q.bias.detach())  # (B, T, S, D); the kernel sums up the bias's gradient
         q = q.flatten(1, 2).unflatten(-1, (self.heads, -1))  # (B, T*S, h, d)
-        cos, sin = sincos(places, d, 100).chunk(2, -1)  # (B, T, d/2) each
+        cos, sin = sincos(HALF_TURN*places, d, 100).chunk(2, -1)  # (B, T, d/2) each
         out = place_attention(q, self.q.bias, places, cos, sin, k, v, mask, self.q_norm, BAND)  # (B, T*S, h, d)
         return out.reshape(h.shape)
 
