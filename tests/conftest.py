@@ -1,6 +1,8 @@
 """`pytest -m quick` is for between two edits; `pytest --slow` and `pytest --cuda` run more than plain `pytest` does."""
 import os
 
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')   # each worker has a core
+
 import pytest
 import torch
 
