@@ -8,6 +8,7 @@ __all__ = ['ASPECTS', 'from_keypoints', 'guess_aspect', 'PoseSource', 'holds_tak
 
 # %% ../nbs/00d_pose_sources.ipynb #src-imports
 import csv
+import os
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,8 +208,12 @@ def holds_poses(path) -> bool:  # are there poses in this folder or file, and no
         return path.suffix == '.pose' or path.suffix == '.npz' and holds_takes(path) or _lists_poses(path)
     if _lists_poses(path / 'index.csv'):
         return True
-    kinds = {file.suffix.lower() for file in path.rglob('*') if file.is_file()}
-    return bool(kinds & {'.pose', '.npy'}) and not kinds & set(_VIDEOS)
+    found = False
+    for _, _, names in os.walk(path):
+        kinds = {os.path.splitext(name)[1].lower() for name in names}
+        if kinds & set(_VIDEOS): return False
+        found = found or bool(kinds & {'.pose', '.npy'})
+    return found
 
 # %% ../nbs/00d_pose_sources.ipynb #src-find
 def find_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME.npy, an .npz of takes, a .pose file

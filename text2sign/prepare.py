@@ -167,25 +167,36 @@ def _pose_data(settings: Settings, path) -> Clips:
     return read_poses(path, settings.frames, settings.size, crop, settings.fps, look=settings.look, least=2)
 
 # %% ../nbs/05h_prepare.ipynb #own-memory-05g
-def _check_own_memory(settings: Settings, path: Path) -> None:
+def _find_videos(path: Path):  # `Found`; None for poses and saved clips
+    "Clips that a corpus keeps for tests are left alone."
+    from text2sign.corpora import find_sources, is_corpus
+    from text2sign.pose_sources import holds_poses
+    if path.suffix.lower() == '.npz' or not is_corpus(path) and holds_poses(path): return None
+    found = find_sources(path)
+    kept = [source for source in found.sources if source.split != 'test']
+    left = len(found.sources) - len(kept)
+    notes = [f'{left} clips of the split test are left alone'] * bool(left)
+    return found._replace(sources=kept, notes=found.notes + notes)
+
+
+def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos: `Found`, or None
     "Raises ValueError for more clips than fit into memory, before any of them is read."
     from text2sign.pose_sources import find_poses, holds_poses
-    from text2sign.sources import find_sources
-    if holds_poses(path): count = len(find_poses(path)[0])
-    elif path.suffix.lower() == '.npz':
-        with zipfile.ZipFile(path) as file: return settings.check_memory(1, file.getinfo('frames.npy').file_size)
-    else: count = len(find_sources(path)[0])
-    settings.check_memory(count)
+    if videos: return settings.check_memory(len(videos.sources))
+    if holds_poses(path): return settings.check_memory(len(find_poses(path)[0]))
+    with zipfile.ZipFile(path) as file: settings.check_memory(1, file.getinfo('frames.npy').file_size)
 
 # %% ../nbs/05h_prepare.ipynb #own-05g
 def _own_data(settings: Settings, path) -> TrainingData:
-    "Somebody's own clips: a folder of videos or of poses, a .csv that lists them, takes, or saved `Clips`."
+    "Somebody's own clips: a folder of videos or of poses, a table that lists them, takes, or saved `Clips`."
     from text2sign.pose_sources import holds_poses
     from text2sign.videos import read_videos, split
-    _check_own_memory(settings, path)
-    if holds_poses(path): clips = _pose_data(settings, path)
-    elif path.suffix.lower() == '.npz': clips = Clips.load(path)
-    else: clips = read_videos(path, frames=settings.frames, size=settings.size, fps=settings.fps, fit=settings.framing)
+    videos = _find_videos(path)
+    _check_own_memory(settings, path, videos)
+    how = dict(frames=settings.frames, size=settings.size, fps=settings.fps)
+    if videos: clips = read_videos(videos, **how, fit=settings.framing)
+    elif holds_poses(path): clips = _pose_data(settings, path)
+    else: clips = Clips.load(path)
     limit = 1. if clips.frames.dtype == np.uint8 else np.inf
     check_data(clips.frames, clips.names, limits=(-limit, limit))
     train, val = split(clips, 0.1, settings.seed)

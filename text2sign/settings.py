@@ -36,7 +36,7 @@ class Settings:
     pretrained: str = _setting('fs-ase', 'start from this image or video checkpoint; empty: from random weights')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
-    data: str = _setting('ase', 'corpus (ase, ase+gsg, all, all-psr), or your own: folder (videos, poses), .csv, .npz')
+    data: str = _setting('ase', 'corpus (ase, ase+gsg, all, all-psr), or your own: a folder, a table, .npz')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
@@ -198,6 +198,9 @@ def from_yaml(cls: Settings,
     return cls(**values)
 
 # %% ../nbs/05f_settings.ipynb #data-05f
+_TABLES = '.csv', '.tsv', '.jsonl', '.json'
+
+
 def resolve_data(data: str,  # the setting
                  ) -> Path | None:  # None: it names a language of the embedded corpus
     "Where somebody's own clips are. Raises FileNotFoundError, or ValueError for a file that can hold none."
@@ -207,9 +210,9 @@ def resolve_data(data: str,  # the setting
         raise FileNotFoundError(f'data={data}: no such folder or file, here ({Path.cwd()}) or in {workspace()}')
     if path is None or path.is_dir(): return path
     kind = path.suffix.lower()
-    if kind not in ('.npz', '.csv'):
+    if kind not in ('.npz', *_TABLES):
         raise ValueError(f'data={data} is one {path.suffix or "nameless"} file: give the folder of the videos and '
-                         'their texts, a .csv that lists them, or saved Clips (.npz)')
+                         'their texts, a table that lists them (.csv, .tsv, .jsonl), or saved Clips (.npz)')
     if kind == '.npz' and not _holds_clips(path):
         raise ValueError(f'data={data} holds no clips: a file that `Clips.save` wrote is needed, or takes of keypoints')
     return path

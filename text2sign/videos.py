@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from .clips import Clips, load_or_make
 from .core import atomic_path, available_memory, cache_dir, cpu_count, progress_bar
 from .decoding import Refused, activity, decode_video, motion_span, nearest_frames, sample_times, to_square
-from .sources import Found, Source, find_sources
+from .corpora import find_sources
+from .sources import Found, Source
 
 # %% ../nbs/08c_videos.ipynb #81ad7ca1
 @dataclass
