@@ -54,6 +54,7 @@ class Films:
         both = ' and '.join(sorted(f'{path.parent.name}/{path.name}' for path in self.paths[name]))
         raise Refused(f'{both} have one name: keep one')
 
+# %% ../nbs/08b_corpora.ipynb #corp-films-2
 def _find_folder(folders: list, *names: str) -> Path: # the first of the names in one of the folders. Raises `Refused`
     for path in [folder/name for folder in folders for name in names]:
         if path.is_dir(): return path
@@ -70,6 +71,7 @@ class Layout:
     needs: tuple = ()       # names of the columns that a table must have; () for what is no table
     telling: bool = True    # do these folders tell which corpus it is, where the table is missing?
 
+# %% ../nbs/08b_corpora.ipynb #corp-layout-2
 @dataclass
 class Corpus:
     "A layout that was found."
@@ -185,6 +187,7 @@ def _asl_citizen(corpus: Corpus): # yields `Row`
             yield Row(where, name, partial(films.find, Path(name).stem), row['gloss'], row['participant id'],
                       split=split_of(path))
 
+# %% ../nbs/08b_corpora.ipynb #corp-others-2
 def _chicago(corpus: Corpus): # yields `Row`
     for path in corpus.tables:
         for where, row in corpus.cells(path):
@@ -215,6 +218,7 @@ def _two_lists(corpus: Corpus): # yields `Row`
     for number, (film, text) in enumerate(zip(films, texts), 1):
         yield Row(f'line {number}', film, partial(find_file, path.parent, film), text)
 
+# %% ../nbs/08b_corpora.ipynb #corp-trainers-2
 def _own_tables(corpus: Corpus): # yields `Row`
     "Raises ValueError for several tables that are no splits."
     paths = corpus.tables
@@ -277,6 +281,7 @@ def is_corpus(path: Path) -> bool:
     corpus = recognise(path) if path.is_dir() else None
     return corpus is not None and corpus.layout in CORPORA
 
+# %% ../nbs/08b_corpora.ipynb #corp-recognise-2
 def _check_almost(folder: Path) -> None:
     "Raises ValueError for a corpus that lacks its tables, or whose tables lack columns."
     for root in _roots(folder):
@@ -379,6 +384,7 @@ def _named(folder: Path, films: list) -> tuple: # paths; list of `Source`, list 
             for p, text, split in zip(films, texts, splits)]
     return *judge(rows), _notes_on_names(chosen, texts, by_folder)
 
+# %% ../nbs/08b_corpora.ipynb #corp-named-2
 def _notes_on_names(names: list, texts: list, by_folder: bool) -> list: # sentences
     takes = Counter(texts)
     notes = [f'the names of the {"folders" if by_folder else "files"} are taken as texts: {len(takes)} of them, '
@@ -394,6 +400,7 @@ def _picture_folders(files: list) -> list: # paths of those that hold nothing bu
     counts = Counter(p.parent for p in files if p.suffix.lower() in PICTURES and re.search(r'\d$', p.stem))
     return sorted(folder for folder, count in counts.items() if count > 1)
 
+# %% ../nbs/08b_corpora.ipynb #corp-folder-2
 def in_folder(folder # without a table, sub-folders included
              ) -> Found:
     "Pairs of `name.mp4` and `name.txt`; else names are texts. Raises ValueError where there are no videos or texts."

@@ -94,6 +94,7 @@ def _seconds(cell, key: str): # float, or None for an empty cell
     hours, minutes, seconds = (float(part or 0) for part in parts.groups())
     return 3600*hours + 60*minutes + seconds
 
+# %% ../nbs/08a_sources.ipynb #src-cells-2
 def _bbox(cell): # left, top, right, bottom, or None for an empty cell
     raw = '' if cell is None else str(cell).strip()
     if not raw: return None
@@ -184,6 +185,7 @@ class Table(NamedTuple):
     problems: list          # of (name, reason)
     columns: list           # their names, lower case
 
+# %% ../nbs/08a_sources.ipynb #a7f8010e-2
 def _lacking(names, needs) -> list: # the first name of each needed column that is not there
     return [group[0] for group in needs if not set(group) & set(names)]
 
@@ -278,6 +280,7 @@ def _objects(path: Path): # yields (line, an object or the reason why there is n
         try: yield line, json.loads(text)
         except json.JSONDecodeError as e: yield line, f'is no JSON ({e.msg})'
 
+# %% ../nbs/08a_sources.ipynb #src-json-2
 def _read_json(path: Path, needs) -> Table:
     "Raises ValueError for a file that is no table, or lacks columns."
     rows, problems, columns = [], [], {}
@@ -312,6 +315,7 @@ def has_columns(path, needs) -> bool: # as in `read_table`; True for none
     except (ValueError, StopIteration, TypeError, AttributeError): return False
     return not _lacking(names, needs)
 
+# %% ../nbs/08a_sources.ipynb #src-read-table-2
 def _first_header(path: Path, needs) -> list:
     "Raises ValueError."
     with open(path, encoding='utf-8-sig', errors='replace') as file:
