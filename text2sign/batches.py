@@ -43,6 +43,7 @@ class Batches:
         if images: self._index_images(clips)
         else: self._index_clips(clips, tokenize)
         if window and not images: self._index_windows(clips, min(window, clips.frames.shape[1]))
+        self.counted = None if images else self._counted(clips)
         self._place_frames(clips)
 
 # %% ../nbs/05a_batches.ipynb #a-index
@@ -68,6 +69,16 @@ def _place_frames(self: Batches, clips: Clips) -> None:
     if not self.stored: return
     each = self.item_frames*int(np.prod(clips.frames.shape[2:]))*clips.frames.dtype.itemsize
     self.ahead = ReadAhead(self._read, self.device, self.batch*each*(2 - (self.std is None)))
+
+# %% ../nbs/05a_batches.ipynb #a-counted
+_HELD = 3  # frames after the end of a drawn clip that are trained on
+
+@patch
+def _counted(self: Batches, clips: Clips) -> Tensor | None:  # (N,) frames; None: all of all clips
+    "How many frames of a clip are trained on: of drawn ones also some, or all, that hold the last, of films none."
+    held = 0 if clips.letters is None else _HELD if self.window else clips.frames.shape[1]
+    counted = torch.as_tensor(clips.lengths) + held
+    return None if counted.min() >= clips.frames.shape[1] else counted.to(self.index_device)
 
 # %% ../nbs/05a_batches.ipynb #a-index-images
 @patch
@@ -205,8 +216,6 @@ def _condition(
     return tuple(torch.where(expand_as_batch(dropped, text), text[-1], text[items]) for text in self.texts)
 
 # %% ../nbs/05a_batches.ipynb #a-window
-_HELD = 3  # frames after the end of a clip that are trained on
-
 @patch
 def _index_windows(
     self: Batches,
@@ -236,13 +245,12 @@ def _window_start(self: Batches, items: Tensor, step: int) -> Tensor:  # (B,) ->
 def weights(
     self: Batches,
     step: int,
-) -> Tensor | None:  # (B, W) float32, 0 or 1; None: all frames count
+) -> Tensor | None:  # (B, T) or (B, W) float32, 0 or 1; None: all frames count
     "Which frames of a batch count in the loss."
-    if not self.window or int(self.lengths.min()) + _HELD >= self.places.shape[1]: return None
+    if self.counted is None: return None
     items, _, first = self._locate(step)
-    counted = self.lengths[items] + _HELD - first  # (B,)
-    at = torch.arange(self.window, device=self.index_device)
-    return (at < counted[:, None]).float().to(self.device, non_blocking=True)
+    at = first[:, None] + torch.arange(self.item_frames, device=self.index_device)  # (B, W)
+    return (at < self.counted[items][:, None]).float().to(self.device, non_blocking=True)
 
 # %% ../nbs/05a_batches.ipynb #a-rows
 def cond_rows(

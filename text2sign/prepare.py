@@ -180,9 +180,9 @@ def _find_videos(path: Path):  # `Found`; None for poses and saved clips
 
 
 def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos: `Found`, or None
-    "Raises ValueError for more clips than fit into memory, before any of them is read."
+    "Raises ValueError for poses or saved clips that do not fit into memory, before any is read; videos say it soon."
     from text2sign.pose_sources import find_poses, holds_poses
-    if videos: return settings.check_memory(len(videos.sources))
+    if videos: return
     if holds_poses(path): return settings.check_memory(len(find_poses(path)[0]))
     with zipfile.ZipFile(path) as file: settings.check_memory(1, file.getinfo('frames.npy').file_size)
 
@@ -193,8 +193,7 @@ def _own_data(settings: Settings, path) -> TrainingData:
     from text2sign.videos import read_videos, split
     videos = _find_videos(path)
     _check_own_memory(settings, path, videos)
-    how = dict(frames=settings.frames, size=settings.size, fps=settings.fps)
-    if videos: clips = read_videos(videos, **how, fit=settings.framing)
+    if videos: clips = read_videos(videos, size=settings.size, fps=settings.fps, fit=settings.framing)
     elif holds_poses(path): clips = _pose_data(settings, path)
     else: clips = Clips.load(path)
     limit = 1. if clips.frames.dtype == np.uint8 else np.inf

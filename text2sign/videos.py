@@ -13,14 +13,17 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
 
 from .clips import Clips, load_or_make
 from .core import atomic_path, available_memory, cache_dir, cpu_count, progress_bar
-from .decoding import Refused, activity, decode_video, motion_span, nearest_frames, sample_times, to_square
 from .corpora import find_sources
+from .decoding import Refused, decode_video
+from .framing import (crop_offset, long_ones, motion_profile, oddities, offset_at, outside, same_view,
+                               sign_span, to_square)
 from .sources import Found, Source
 
 # %% ../nbs/08c_videos.ipynb #81ad7ca1
@@ -29,15 +32,16 @@ class ReadReport:
     "What became of the files; `str` of it is the table that `read_videos` prints."
     kept: int               # clips read
     problems: list          # of (name, reason)
-    seconds: list           # of each clip kept, trimmed, before it was squeezed
-    frames: int             # T
-    fps: float
+    seconds: list           # of each clip kept, trimmed
     notes: list = field(default_factory=list) # sentences about the table
     changed: dict = field(default_factory=dict) # what was done to colours or lines -> how many clips
+    odd: dict = field(default_factory=dict) # what looks odd -> names of clips, which are trained on all the same
 
     def __str__(self):
         changed = [f'{n} of them: {what}' for what, n in self.changed.items()]
-        out = [self._count(), *self._squeezed(), *changed, *self.notes]
+        out = [self._count(), *changed, *self.notes]
+        if self.odd: out.append('look at these (they are trained on all the same):')
+        out += [f'  {what}: {", ".join(names)}' for what, names in self.odd.items()]
         if self.problems: out.append(f'{len(self.problems)} left out:')
         wide = max((len(str(name)) for name, _ in self.problems), default=0)
         return '\n'.join(out + [f'  {name:{wide}}  {reason}' for name, reason in self.problems])
@@ -48,27 +52,23 @@ def _count(self: ReadReport) -> str:
     out = f'{self.kept} of {self.kept + len(self.problems)} clips read'
     if not self.kept: return out
     low, high, middle = min(self.seconds), max(self.seconds), np.median(self.seconds)
-    return f'{out}: {low:.1f} to {high:.1f} s of motion, median {middle:.1f} s'
-
-@patch
-def _squeezed(self: ReadReport) -> list[str]: # a sentence, or none
-    "How many clips are longer than the frames hold, and which settings would hold them all."
-    hold = (self.frames - 1)/self.fps                  # seconds
-    long = sum(s > hold + 1e-3 for s in self.seconds)
-    if not long: return []
-    longest = max(self.seconds)
-    faster = longest/max(hold, 1/self.fps)
-    frames = int(longest*self.fps + 1e-6) + 1
-    fps = int(10*hold*self.fps/longest)/10
-    return [f'{long} last longer than {self.frames} frames at {self.fps:g} fps and play faster, up to {faster:.1f} x: '
-            f'frames={frames} or fps={fps:g} holds them all at their own speed']
+    return f'{out}: {low:.1f} to {high:.1f} s, median {middle:.1f} s, {sum(self.seconds)/60:.1f} minutes in all'
 
 # %% ../nbs/08c_videos.ipynb #9f14c0d9
-def _read_clip(source: Source, frames: int, size: int, fps: float, fit: str, at):  # as in `read_videos`
-    "One clip: uint8 (frames,size,size,3), its valid frames, seconds of motion, notes. Raises `Refused`."
+class _Film(NamedTuple):
+    "A clip before it is made square."
+    frames: np.ndarray      # uint8 (n,H,W,3): what is kept of it
+    first: np.ndarray       # uint8 (H,W,3): the film's first picture
+    notes: set              # what was done to colours or lines
+    odd: list               # phrases
+
+# %% ../nbs/08c_videos.ipynb #vid-film
+def _read_film(source: Source, size: int, fps: float, fit: str) -> _Film: # as in `read_videos`
+    "Raises `Refused`."
     import av
     notes = set()
-    try: film, times = decode_video(source.path, size, fit, source.start, source.end, notes, source.fps)
+    how = dict(fps=fps, rate=source.fps, box=source.bbox, notes=notes)
+    try: frames = decode_video(source.path, size, fit, source.start, source.end, **how)
     except Refused: raise
     except (av.FFmpegError, OSError) as e:
         raise Refused(f'cannot be read ({e.strerror}): is it cut off, or no video?') from None
@@ -76,15 +76,12 @@ def _read_clip(source: Source, frames: int, size: int, fps: float, fit: str, at)
         e.add_note(f'while reading {source.path}')
         raise
     cut = source.start is not None or source.end is not None
-    first, last = (times[0], times[-1]) if cut else motion_span(*activity(film, times, fps))
-    index = nearest_frames(times, sample_times(first, last, frames, fps))
-    clip = to_square(film[index], size, fit, at)
-    held = np.minimum(np.arange(frames), len(clip) - 1)
-    return clip[held], len(clip), float(last - first), notes
+    first, stop = (0, len(frames)) if cut else sign_span(frames, fps)
+    return _Film(frames[first:stop].copy(), frames[0].copy(), notes, oddities(frames))
 
 # %% ../nbs/08c_videos.ipynb #3d225715
-def _read_or_refuse(source: Source, settings: dict): # what `_read_clip` gives, or `Refused`
-    try: return _read_clip(source, **settings)
+def _read_or_refuse(source: Source, settings: dict): # what `_read_film` gives, or `Refused`
+    try: return _read_film(source, **settings)
     except Refused as e: return e
 
 def _read_all(sources, workers, progress, settings): # yields what `_read_or_refuse` gives, in order
@@ -94,27 +91,66 @@ def _read_all(sources, workers, progress, settings): # yields what `_read_or_ref
         yield from progress_bar(results, 'reading videos', len(sources), progress)
     finally: pool.shutdown(cancel_futures=True)
 
+# %% ../nbs/08c_videos.ipynb #vid-square
+_MUCH_OUTSIDE = .1 # of a clip's motion
+
+def _offsets(films: list, signers: list, size: int, at) -> tuple: # of the squares (N,); (N,) shares left out
+    "One square for each signer and camera: from the motion of all their clips."
+    motions = [motion_profile(film.frames) for film in films]
+    views = same_view([film.first for film in films], signers)
+    offsets = np.zeros(len(films), int)
+    for view in set(views):
+        mine = np.flatnonzero(views == view)
+        height, width = films[mine[0]].first.shape[:2]
+        long, motion = max(height, width), np.mean([motions[i] for i in mine], axis=0)
+        offsets[mine] = crop_offset(motion, size, height > width) if at is None else offset_at(at, long, size)
+    return offsets, np.array([outside(m, size, k) for m, k in zip(motions, offsets)])
+
+# %% ../nbs/08c_videos.ipynb #vid-square-2
+def _squares(films: list, offsets, size: int, fit: str) -> np.ndarray: # uint8 (N,T,size,size,3)
+    "As long as the longest; shorter ones hold their last frame past their length. Empties the list as it goes."
+    T = max(len(film.frames) for film in films)
+    out = np.empty((len(films), T, size, size, 3), np.uint8)
+    for i, film in enumerate(films):
+        n = len(film.frames)
+        out[i, :n] = to_square(film.frames, size, fit, offsets[i])
+        out[i, n:] = out[i, n - 1]
+        films[i] = None
+    return out
+
 # %% ../nbs/08c_videos.ipynb #2cb38699
-def _gather(sources: list, problems: list, workers, progress, settings: dict) -> tuple: # `Clips` or None, `ReadReport`
+def _gather(sources: list, problems: list, workers, progress, settings: dict, at) -> tuple: # `Clips` or None, a report
     "Read all sources into one array; None without a good clip."
-    frames, size, fps = (settings[k] for k in ('frames', 'size', 'fps'))
-    out = np.empty((len(sources), frames, size, size, 3), np.uint8)
-    kept, lengths, seconds, problems, changed = [], [], [], list(problems), Counter()
+    films, kept, problems, changed, odd = [], [], list(problems), Counter(), {}
+    size, fps, fit = (settings[k] for k in ('size', 'fps', 'fit'))
     for source, result in zip(sources, _read_all(sources, workers, progress, settings)):
         if isinstance(result, Refused):
             problems.append((source.name, str(result)))
             continue
-        out[len(kept)], length, duration, notes = result
-        changed.update(notes)
+        films.append(result)
         kept.append(source)
-        lengths.append(length)
-        seconds.append(duration)
-    report = ReadReport(len(kept), sorted(problems), seconds, frames, fps, changed=dict(changed))
+        changed.update(result.notes)
+        for what in result.odd: odd.setdefault(what, []).append(source.name)
+        _check_memory(films, len(sources), size)
+    seconds = [len(film.frames)/fps for film in films]
+    report = ReadReport(len(kept), sorted(problems), seconds, changed=dict(changed), odd=odd)
     if not kept: return None, report
-    known = {name: [getattr(s, name[:-1]) for s in kept] for name in ('signers', 'splits')}
-    clips = Clips(out[:len(kept)], [s.text for s in kept], [s.name for s in kept], fps, lengths,
-                  **{name: values for name, values in known.items() if any(values)})
-    return clips, report
+    return _to_clips(films, kept, report, size, fps, fit, at), report
+
+# %% ../nbs/08c_videos.ipynb #vid-clips
+def _to_clips(films: list, sources: list, report: ReadReport, size: int, fps: float, fit: str, at) -> Clips:
+    lengths = [len(film.frames) for film in films]
+    offsets = np.zeros(len(films), int)
+    names = np.array([s.name for s in sources])
+    def note(what, which):
+        if which.any(): report.odd[what] = names[which].tolist()
+    note('much longer than the others', long_ones(lengths, fps))
+    if fit == 'cover':
+        offsets, lost = _offsets(films, [s.signer for s in sources], size, at)
+        note(f'over {_MUCH_OUTSIDE:.0%} of what moves is outside the square (pad keeps all)', lost > _MUCH_OUTSIDE)
+    known = {name: [getattr(s, name[:-1]) for s in sources] for name in ('signers', 'splits')}
+    return Clips(_squares(films, offsets, size, fit), [s.text for s in sources], names.tolist(), fps,
+                 lengths, **{name: values for name, values in known.items() if any(values)})
 
 # %% ../nbs/08c_videos.ipynb #c145f451
 VERSION = 4        # of the way videos are read: a new number makes every cached set stale
@@ -126,7 +162,7 @@ def _cache_path(sources, problems, settings: dict) -> Path: # of the clips
         row = s.name, s.text, s.signer, s.start, s.end, s.split, s.bbox, s.fps
         rows.append((*row, file.st_size, file.st_mtime_ns))
     key = json.dumps([VERSION, rows, problems, settings], sort_keys=True)
-    name = f'videos-{len(sources)}x{settings["frames"]}x{settings["size"]}'
+    name = f'videos-{len(sources)}x{settings["size"]}'
     return cache_dir()/f'{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz'
 
 def _load_kept(path: Path) -> tuple: # `Clips` and `ReadReport`. Raises FileNotFoundError where one is missing
@@ -139,17 +175,22 @@ def _keep(made: tuple, path: Path) -> None: # made: `Clips`, or None for no good
     with atomic_path(path.with_suffix('.json')) as part: part.write_text(json.dumps(asdict(report)))
     clips.save(path)                                     # last, so that no set is without its report
 
-def _check_settings(frames, size, fps, fit, at) -> None: # ValueError
-    if fit in ('cover', 'pad') and frames >= 1 and size >= 1 and fps > 0 and (at is None or 0 <= at <= 1): return
-    raise ValueError(f"fit={fit!r}, at={at}, frames={frames}, size={size}, fps={fps}: "
+def _check_settings(size, fps, fit, at) -> None: # ValueError
+    if fit in ('cover', 'pad') and size >= 1 and fps > 0 and (at is None or 0 <= at <= 1): return
+    raise ValueError(f"fit={fit!r}, at={at}, size={size}, fps={fps}: "
                      "fit is 'cover' or 'pad', at None or 0 to 1, the others positive")
 
 # %% ../nbs/08c_videos.ipynb #c6412bf9
-def _check_memory(clips: int, frames: int, size: int) -> None: # ValueError
-    need, free = clips*frames*size*size*3, available_memory()
-    if free is None or need <= free: return
-    raise ValueError(f'{clips} clips of {frames} frames of {size} pixels need {need/1e9:.1f} GB of memory, '
-                     f'{free/1e9:.1f} GB are free: lower size or frames, or give fewer clips')
+def _check_memory(films: list, count: int, size: int) -> None: # of so many in all; ValueError
+    "After a few films, and again and again: do all of them, as they are read and then as squares, fit?"
+    done = len(films)
+    if done % 64 != 16 and done != count: return
+    pixels = sum(film.frames.nbytes for film in films)
+    longest = max(len(film.frames) for film in films)
+    need, free = max(pixels*count/done, count*longest*size*size*3), available_memory()
+    if free is None or need - pixels <= free: return
+    raise ValueError(f'{count} clips like the first {done} (up to {longest} frames of {size} pixels) need about '
+                     f'{need/1e9:.1f} GB of memory, {free/1e9:.1f} GB are free: lower size or fps, or give fewer clips')
 
 def _check_enough(report: ReadReport, least: int) -> None: # ValueError
     least = max(1, least)
@@ -159,24 +200,22 @@ def _check_enough(report: ReadReport, least: int) -> None: # ValueError
 
 # %% ../nbs/08c_videos.ipynb #5f29432e
 def read_videos(source,        # what `find_sources` takes, or what it gave
-                frames=16,     # T
                 size=64,       # pixels a side
-                fps=12.,       # frames a second; a longer clip is squeezed into `frames`
+                fps=12.,       # frames a second; a clip keeps its own length and speed
                 fit='cover',   # 'cover': fill the square, leave out where nothing moves; 'pad': all of it, gray bars
-                at=None,       # 'cover' only, 0 to 1: the crop's middle along the longer side; None: by its motion
+                at=None,       # 'cover' only, 0 to 1: the crop's middle along the longer side; None: by the motion
                 least=8,       # fewer good clips than this are an error
                 workers=None,  # clips decoded at a time; None: one a core
                 cache=True,    # keep the set in the cache folder, and re-use it while nothing changes
                 progress=True, # show a progress bar
-               ) -> Clips: # pixels; its attribute `report` is a `ReadReport`; slices do not have it
+               ) -> Clips: # pixels, T of the longest; its attribute `report` is a `ReadReport`; slices do not have it
     """Your own videos. Prints one report. Raises FileNotFoundError for no such source,
     ValueError for settings, a source without clips, or fewer than `least` good ones."""
-    _check_settings(frames, size, fps, fit, at)
+    _check_settings(size, fps, fit, at)
     sources, problems, notes = source if isinstance(source, Found) else find_sources(source)
-    _check_memory(len(sources), frames, size)
-    settings = dict(frames=frames, size=size, fps=float(fps), fit=fit, at=at)
-    path = _cache_path(sources, problems, settings)
-    def make(): return _gather(sources, problems, workers, progress, settings)
+    settings = dict(size=size, fps=float(fps), fit=fit)
+    path = _cache_path(sources, problems, settings | dict(at=at))
+    def make(): return _gather(sources, problems, workers, progress, settings, at)
     clips, report = load_or_make(path, _load_kept, make, _keep) if cache else make()
     report.notes = notes
     print(report)
