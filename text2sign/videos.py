@@ -206,8 +206,8 @@ def read_videos(source,        # what `find_sources` takes, or what it gave
                 at=None,       # 'cover' only, 0 to 1: the crop's middle along the longer side; None: by the motion
                 least=8,       # fewer good clips than this are an error
                 workers=None,  # clips decoded at a time; None: one a core
-                cache=True,    # keep the set in the cache folder, and re-use it while nothing changes
-                progress=True, # show a progress bar
+                cache=True,    # keep the set in the cache folder
+                progress=True,
                ) -> Clips: # pixels, T of the longest; its attribute `report` is a `ReadReport`; slices do not have it
     """Your own videos. Prints one report. Raises FileNotFoundError for no such source,
     ValueError for settings, a source without clips, or fewer than `least` good ones."""
