@@ -139,6 +139,19 @@ def test_form_of_notebooks(path):
     assert not [source for kind, source in cells(path) if not source.strip()]
 
 
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+def test_something_to_see_at_once(path):
+    "An output, a picture or a table within the first three cells; what is imported and hidden does not count."
+    shown = []
+    for cell in json.loads(path.read_text())['cells']:
+        source = ''.join(cell['source'])
+        code = '\n'.join(line for line in source.splitlines() if not line.startswith('#|')).strip()
+        shown.append(bool(cell.get('outputs') or '![' in source or '|---' in source))
+        if not shown[-1] and cell['cell_type'] == 'code' and (
+                not code or code.startswith(('import ', 'from ')) or source.startswith('#| hide')): shown.pop()
+    assert any(shown[:3])
+
+
 def test_linter():
     done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--output-format', 'concise', '.'],
                           capture_output=True, text=True, cwd=HERE)
