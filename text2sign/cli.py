@@ -195,6 +195,18 @@ def _run_train(a) -> int:  # 130 after Ctrl-C
         return 130
     return 0
 
+# %% ../nbs/09a_cli.ipynb #look-09a
+def _run_look(a) -> None:
+    "Write the page and the contact sheet; print what they say, and where they are."
+    from text2sign.core import workspace
+    from text2sign.look import look_at
+    settings = _training_settings(a)
+    if a.out: check_writable([Path(a.out).with_suffix('.html')])
+    look = look_at(a.source, settings.size, settings.fps, settings.framing, a.clips, sys.stderr.isatty())
+    look.expect(settings)
+    print(look)
+    for path in look.save(a.out or workspace()/'outputs'/f'look-{look.name}.html'): print(path)
+
 # %% ../nbs/09a_cli.ipynb #how-to-resume-09a
 def _how_to_resume(since: float,  # seconds since 1970
                   folder=None,  # of the runs; None: checkpoints/ of the workspace
@@ -265,6 +277,16 @@ def _add_train(p) -> None:
     p.add_argument('-p', nargs=2, action='append', metavar=('NAME', 'VALUE'),
                    help='a setting of those below, such as -p minutes 60; may be given again, and goes before the file')
 
+def _add_look(p) -> None:
+    p.add_argument('source', metavar='PATH', help='a folder of clips, a corpus as it was unpacked, or a table')
+    p.add_argument('--out', default='', metavar='FILE', help='the page; without it: outputs/look-NAME.html')
+    p.add_argument('--clips', type=bounded(int, 1), default=48, help='films to read at most, evenly over all')
+    p.add_argument('-f', metavar='FILE', help='settings of training from a YAML file')
+    p.add_argument('-p', nargs=2, action='append', metavar=('NAME', 'VALUE'),
+                   help='a setting of training, such as -p size 96; text2sign train --help lists them')
+    p.set_defaults(resume=None)
+
+# %% ../nbs/09a_cli.ipynb #train-parser-09a-2
 def _add_sample(p) -> None:
     p.add_argument('--text', action='append', metavar='WORD', help='what to sign; may be given again')
     p.add_argument('--texts', metavar='FILE', help='a text file with a word on each line')
@@ -328,6 +350,12 @@ COMMANDS['sample'] = Command(
     ['sample --text ZOE', 'sample --text ZOE --text CHEESE --out clips', 'sample --texts words.txt --out clips',
      'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif'],
     _add_sample, _run_sample)
+COMMANDS['look'] = Command(
+    'see what would be trained on: films, crops, kept windows, texts, warnings first',
+    'Reads a sample of your own clips, or of a corpus, as training would; writes one page that needs no other file, '
+    'and the same as a picture beside it. Prints what there is, and about how long training takes here.',
+    ['look my_clips', 'look How2Sign --clips 100 --out how2sign.html', 'look my_clips.csv -p size 96 -p minutes 30'],
+    _add_look, _run_look)
 
 # %% ../nbs/09a_cli.ipynb #commands-b-09a
 COMMANDS['evaluate'] = Command(

@@ -386,9 +386,7 @@ def _named(folder: Path, films: list) -> tuple: # paths; list of `Source`, list 
 
 # %% ../nbs/08b_corpora.ipynb #corp-named-2
 def _notes_on_names(names: list, texts: list, by_folder: bool) -> list: # sentences
-    takes = Counter(texts)
-    notes = [f'the names of the {"folders" if by_folder else "files"} are taken as texts: {len(takes)} of them, '
-             f'{min(takes.values())} to {max(takes.values())} takes each']
+    notes = [f'the names of the {"folders" if by_folder else "files"} are taken as texts: {len(set(texts))} of them']
     cut = {name: text for name, text in zip(names, texts) if re.search(r'\d', name) and not re.search(r'\d', text)}
     some = ', '.join(f'{name} is {text!r}' for name, text in list(cut.items())[:3])
     return notes + [f'numbers are dropped from {len(cut)} names: {some}']*bool(cut)
