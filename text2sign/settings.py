@@ -13,6 +13,7 @@ import zipfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 from fastcore.basics import patch
 
 from .checkpoint import find_checkpoint, read_config
@@ -37,6 +38,7 @@ class Settings:
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
     data: str = _setting('ase', 'corpus (ase, ase+gsg, all, all-psr), or your own: a folder, a table, .npz')
+    store: str = _setting('auto', 'where clips are while training: memory, shards (on disk), or auto: by their size')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
@@ -266,6 +268,10 @@ def on_axis(self: Settings) -> bool:
 @patch(as_prop=True)
 def clip_frames(self: Settings) -> int: return self.frames + self.frames // 4 * self.on_axis
 
+
+@patch(as_prop=True)
+def clip_bytes(self: Settings) -> int: return self.clip_frames * self.size**2 * 3    # uint8
+
 # %% ../nbs/05f_settings.ipynb #check-stage-05f
 @patch(as_prop=True)
 def stages(self: Settings) -> list[str]:
@@ -297,6 +303,8 @@ def _check_stage(self: Settings, stage: str) -> None:
 # %% ../nbs/05f_settings.ipynb #check-drawing-05f
 @patch
 def _check_data(self: Settings) -> None:
+    if self.store not in ('auto', 'memory', 'shards'):
+        raise ValueError(f'store is {self.store!r}: use memory, shards or auto')
     if self.framing not in ('cover', 'pad'): raise ValueError(f'framing is {self.framing!r}: use cover or pad')
     if not self.fps > 0: raise ValueError(f'fps is {self.fps}: give a positive number')
     if self.text_position not in ('frame', 'place'):
@@ -306,12 +314,25 @@ def _check_data(self: Settings) -> None:
     codes = parse_languages(self.data)
     check_drawing(self.size, self.crop, self.look)
     if self.max_letters < 2: raise ValueError(f'max_letters is {self.max_letters}: at least 2 are needed')
-    if on_axis: return self.check_memory(self.words, self.clip_frames * self.size**2 * 3)
+    if on_axis: return self.check_memory(self.words, self.clip_bytes)
     if len(codes) > 1: raise ValueError(f'data={self.data}: several languages need text_position=place')
     need = frames_needed('A' * self.max_letters)
     if self.frames < need:
         raise ValueError(f'frames is {self.frames}: words of max_letters={self.max_letters} need {need}')
     self.check_memory(self.words)
+
+# %% ../nbs/05f_settings.ipynb #store-05f
+@patch
+def in_shards(self: Settings,
+              clips: int,  # how many
+              each: int = 0,  # bytes of one; 0: what the settings make of it
+              ) -> bool:
+    "Are they kept on disk while training?"
+    if self.store != 'auto': return self.store == 'shards'
+    device = pick_device(self.device)
+    gpu = torch.cuda.get_device_properties(device).total_memory if device.type == 'cuda' else None
+    need = clips * (each or self.clip_bytes)
+    return any(2 * need > room for room in (available_memory(), gpu) if room is not None)
 
 # %% ../nbs/05f_settings.ipynb #memory-05f
 @patch
@@ -319,14 +340,15 @@ def check_memory(self: Settings,
                  clips: int,  # how many
                  each: int = 0,  # bytes of one; 0: what the settings make of it
                  ) -> None:
-    "Raises ValueError where the clips, or the model, need more memory than there is."
+    "Raises ValueError where the clips, if they are to be there, or the model need more memory than there is."
     room = available_memory()
     if room is None: return
     what = f'{clips:,} clips' if each else f'{clips:,} clips of {self.frames} frames of {self.size}x{self.size}'
     each = each or self.frames * self.size ** 2 * 3                     # uint8
     copies = 2 if pick_device(self.device).type == 'cpu' else 1
     lower = 'words, frames or size' if resolve_data(self.data) is None else 'frames or size, or give fewer clips'
-    _check_room(copies * clips * each, room, what, lower)
+    lower += ', or take store=shards'
+    if not self.in_shards(clips, each): _check_room(copies * clips * each, room, what, lower)
     if self.pretrained: return                                          # whose shape is known when it is read
     weights = 12 * self.depth * self.width ** 2                         # at least: attention and MLP of the blocks
     copies = 5 if pick_device(self.device).type == 'cpu' else 1

@@ -21,10 +21,11 @@ from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
 from .preflight import Check, preflight
-from .prepare import (TrainingData, branch_shape, keep_content, model_shape, objective_name, prepare_data,
+from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data,
                                preview, read_pretrained, score, score_table)
-from .runs import keep_places, open_run, start_run
+from .runs import keep_content, keep_places, open_run, start_run
 from .settings import Settings
+from .shards import StoredFrames
 from .speed import (find_memory_settings, launch, out_of_memory_message, peak_matmul_flops,
                              peak_memory_gib, warm_up)
 from .surgery import Report, freeze, graft
@@ -410,6 +411,7 @@ def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     "Read what the run starts from, and prepare its data."
     weights, config = read_pretrained(settings)
     data = prepare_data(settings, config)
+    settings = replace(settings, store='shards' if isinstance(data.clips.frames, StoredFrames) else 'memory')
     resumed = any(list_checkpoints(folder, name) for name in settings.stages)
     keep_content(folder, data.content, resumed)
     if settings.resume: keep_places(folder, settings)
