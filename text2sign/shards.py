@@ -88,7 +88,7 @@ def read(self: StoredFrames,
     self.columns[self.owner[clip]].read(self.first[clip] + start, out[:count])
     out[count:] = out[count - 1]
 
-
+# %% ../nbs/00o_shards.ipynb #checksums-00n
 @patch
 def checksums(self: StoredFrames, clip: int) -> np.ndarray:  # uint32 (length,)
     "What the clip holds, without reading it."
@@ -262,7 +262,7 @@ def _stored(shards: list, name: str, longest: int) -> StoredFrames | None:
 def _as_long(array: np.ndarray, longest: int) -> np.ndarray:  # (n,) as it is; (n, t) -> (n, longest), the last held
     return array if array.ndim == 1 else np.pad(array, ((0, 0), (0, longest - array.shape[1])), 'edge')
 
-
+# %% ../nbs/00o_shards.ipynb #joined-00n
 def _joined(shards: list, name: str) -> list:  # N strings; '' in a shard that knows none, while another does
     parts = [shard.noted['lists'].get(name, [''] * len(shard.arrays['lengths'])) for shard in shards]
     return [text for part in parts for text in part]

@@ -235,6 +235,7 @@ def mean_clip_bytes(found: Found, size=64, fps=12., fit='cover', some=16) -> int
     frames = [len(film.frames) for film in films if not isinstance(film, Refused)]
     return int(np.mean(frames or [1]))*size*size*3
 
+# %% ../nbs/08c_videos.ipynb #vid-merge
 def _merge_reports(reports: list[dict]) -> ReadReport:
     merged = ReadReport(0, [], [], changed=Counter())
     for report in reports:
@@ -270,6 +271,7 @@ def store_videos(found: Found, # what `find_sources` gave
     clips.report = report
     return clips
 
+# %% ../nbs/08c_videos.ipynb #vid-encode
 def _encode_some(clips: Clips, vae: str, device) -> Clips:
     check_data(clips.frames, clips.names)
     if not vae or not len(clips): return clips
