@@ -156,16 +156,14 @@ def write_shards(folder,
     with exclusive(folder):
         with atomic_path(folder / 'shards.json') as part: part.write_text(json.dumps(dict(count=count)))
         missing = [k for k in range(count) if not shard_path(folder, k).exists()]
-        need = size * len(missing) // max(1, count)
-        _check_room(folder, need, count - len(missing), count)
+        _check_room(folder, size * len(missing) // max(1, count), count - len(missing), count)
         for k in progress_bar(missing, f'writing shards to {folder}', show=progress):
-            clips, report = make(k)
+            made = make(k)
             try:
-                write_shard(shard_path(folder, k), clips, report)
+                write_shard(shard_path(folder, k), *made)
             except OSError as e:
-                done = _written(folder, count)
-                raise OSError(f'{folder}: {e}. {done} of {count} shards are written and kept: make room, '
-                              'and start the same again') from None
+                raise OSError(f'{folder}: {e}. {_written(folder, count)} of {count} shards are written and kept: '
+                              'make room, and start the same again') from None
     return folder
 
 # %% ../nbs/00o_shards.ipynb #write-room-00n

@@ -236,14 +236,15 @@ def mean_clip_bytes(found: Found, size=64, fps=12., fit='cover', some=16) -> int
     return int(np.mean(frames or [1]))*size*size*3
 
 # %% ../nbs/08c_videos.ipynb #vid-merge
-def _merge_reports(reports: list[dict]) -> ReadReport:
-    merged = ReadReport(0, [], [], changed=Counter())
+def _merge_reports(reports: list[dict], problems: list, notes: list) -> ReadReport:
+    merged = ReadReport(0, list(problems), [], notes, Counter())
     for report in reports:
         merged.kept += report['kept']
         merged.problems += map(tuple, report['problems'])
         merged.seconds += report['seconds']
         merged.changed.update(report['changed'])
         for what, names in report['odd'].items(): merged.odd.setdefault(what, []).extend(names)
+    merged.problems.sort()
     return merged
 
 # %% ../nbs/08c_videos.ipynb #vid-store
@@ -262,13 +263,10 @@ def store_videos(found: Found, # what `find_sources` gave
         if clips is None: clips = Clips(np.empty((0, 1, size, size, 3), np.uint8), [])
         return _encode_some(clips, vae, device), asdict(report)
     key = [_cache_path(sources, problems, settings).stem, vae]
-    each = mean_clip_bytes(found, **settings)
-    clips, reports = store_clips(sources, make, key, each, progress)
-    report = _merge_reports(reports)
-    report.problems, report.notes = sorted([*problems, *report.problems]), notes
-    print(report)
-    _check_enough(report, least)
-    clips.report = report
+    clips, reports = store_clips(sources, make, key, mean_clip_bytes(found, **settings), progress)
+    clips.report = _merge_reports(reports, problems, notes)
+    print(clips.report)
+    _check_enough(clips.report, least)
     return clips
 
 # %% ../nbs/08c_videos.ipynb #vid-encode
