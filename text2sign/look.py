@@ -146,13 +146,15 @@ def _amount(count: float) -> str: # bytes
         count /= 1000
     return f'{count:.3g} TB'
 
+def _lasting(seconds: float) -> str: return f'{format_time(seconds)} {"hours" if seconds >= 3600 else "minutes"}'
+
 @patch
 def facts(self: Look) -> list: # of sentences
     "How many, how long, how large."
     sources = self.found.sources
     takes = Counter(s.text for s in sources)
     few, many = min(takes.values()), max(takes.values())
-    out = [f'{len(sources)} clips, about {format_time(self.seconds)} {"hours" if self.seconds >= 3600 else "minutes"}',
+    out = [f'{len(sources)} clips, about {_lasting(self.seconds)}',
            f'{len(takes)} texts, ' + (f'{few} to {many} takes of each' if many > 1 else 'one take of each')]
     for key in ('signer', 'split'):
         counts = Counter(getattr(s, key) for s in sources)
@@ -228,7 +230,7 @@ def expect(self: Look, settings) -> None: # `Settings`; adds to `training`
     trained = sum(s.split in ('', 'train') for s in self.found.sources)
     each = settings.steps*settings.batch/max(1, trained)
     out = (f'{settings.steps} steps of {settings.batch} clips, {each:.2g} times each clip: '
-           f'about {format_time(settings.steps*a_step)} minutes here, {a_step:.2g} s a step')
+           f'about {_lasting(settings.steps*a_step)} here, {a_step:.2g} s a step')
     limit = f'; it stops after {settings.minutes:g} minutes' if settings.minutes else ''
     self.training = [out + limit]
 
