@@ -42,7 +42,9 @@ def _run_render(a) -> None:  # a: parsed arguments
     size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else '')
     drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
     if a.words: drawings = draw_words(a.words, size, crop, a.seed, a.language, a.frames)
-    for drawing, path in zip(drawings, paths): print(save_drawing(drawing, path))
+    for drawing, path, name in zip(drawings, paths, a.pose or a.words):
+        for note in drawing.notes: print(f'text2sign: {name}: {note}', file=sys.stderr)
+        print(save_drawing(drawing, path))
 
 # %% ../nbs/09a_cli.ipynb #sample-09a
 def _run_sample(a) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['Drawing', 'draw_pose', 'draw_words', 'save_drawing']
 
 # %% ../nbs/06b_drawing.ipynb #drw-imports
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from .export import save_clip
 from .lexicon import load_lexicon, spell_motion
 from .motion import Motion
 from .pose_sources import find_poses
-from .poses import draw_source, write_pose
+from .poses import draw_source, hand_notes, write_pose
 from .words import spell
 
 # %% ../nbs/06b_drawing.ipynb #drw-class
@@ -28,6 +28,7 @@ class Drawing:
     motion: Motion  # as it was recorded or spelled
     fps: float  # of the frames
     about: dict  # what made it
+    notes: list = field(default_factory=list)  # sentences: what was not seen of a recording
 
 # %% ../nbs/06b_drawing.ipynb #drw-pose
 def _one_file(path) -> Path:
@@ -51,7 +52,7 @@ def draw_pose(path,  # a .pose file
     except ValueError as error:
         raise ValueError(f'{path}: {error}') from None
     about = dict(text=source.text, pose=Path(path).name, seed=seed, crop=crop, source='rendered')
-    return Drawing(source.text, film[:frames], motion, FPS, about)
+    return Drawing(source.text, film[:frames], motion, FPS, about, hand_notes(motion))
 
 # %% ../nbs/06b_drawing.ipynb #drw-words
 def _spelled(text: str, language: str, frames: int | None) -> Motion:

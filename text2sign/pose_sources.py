@@ -10,6 +10,7 @@ __all__ = ['ASPECTS', 'from_keypoints', 'guess_aspect', 'PoseSource', 'holds_tak
 import csv
 import os
 import unicodedata
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def from_keypoints(points,  # (T,258) or (T,1662)
                    ) -> Recording:
     "Raises ValueError for arrays of another width."
     points = np.asarray(points, np.float32)
-    if points.ndim != 2 or points.shape[1] not in (_WITHOUT_FACE, _WITH_FACE):
+    if points.ndim != 2:
+        raise ValueError(f'its shape is {points.shape}: frames of {_WITHOUT_FACE} or {_WITH_FACE} numbers are needed')
+    if points.shape[1] not in (_WITHOUT_FACE, _WITH_FACE):
         raise ValueError(f'a frame has {points.shape[-1]} numbers, not {_WITHOUT_FACE} or {_WITH_FACE}')
     count = len(points)
     face = points[:, 132:-126].reshape(count, -1, 3)
@@ -91,13 +94,17 @@ def _text_of(path: Path, folder: Path) -> str:  # from name.txt, the folder's na
     return _clean(named)
 
 
-def _visible(folder: Path, pattern: str) -> list:  # paths below it, sorted, without hidden ones
-    found = [path for path in folder.rglob(pattern) if path.is_file()]
+def _is(path: Path, suffix: str) -> bool:  # also SIGN.POSE, as other systems and cameras name files
+    return path.suffix.lower() == suffix
+
+
+def _visible(folder: Path, suffix: str) -> list:  # paths below it, sorted, without hidden ones
+    found = [path for path in folder.rglob('*') if _is(path, suffix) and path.is_file()]
     return sorted(path for path in found if not any(part.startswith('.') for part in path.relative_to(folder).parts))
 
 # %% ../nbs/00d_pose_sources.ipynb #src-folder
 def _pose_files(folder: Path) -> tuple:  # sources, problems
-    paths = _visible(folder, '*.pose')
+    paths = _visible(folder, '.pose')
     sources = [PoseSource(path.relative_to(folder).as_posix(), _text_of(path, folder), [path]) for path in paths]
     return _with_text(sources)
 
@@ -112,10 +119,12 @@ def _frame_number(path: Path) -> tuple:  # 2.npy comes before 10.npy
 
 
 def _keypoint_folders(folder: Path) -> tuple:  # sources, problems
-    "WORD/TAKE/FRAME.npy; a folder above WORD is the signer."
+    "WORD/TAKE/FRAME.npy, or a take in each WORD/TAKE.npy; a folder above WORD is the signer."
     takes = {}
-    for path in _visible(folder, '*.npy'):
+    for path in _visible(folder, '.npy'):
         takes.setdefault(path.parent, []).append(path)
+    if _one_file_a_take(folder, takes):
+        takes = {path.with_suffix(''): [path] for paths in takes.values() for path in paths}
     sources = []
     for take, paths in sorted(takes.items()):
         parts = take.relative_to(folder).parts
@@ -124,20 +133,41 @@ def _keypoint_folders(folder: Path) -> tuple:  # sources, problems
         sources.append(PoseSource('/'.join(parts), _clean(text), sorted(paths, key=_frame_number), signer=signer))
     return _with_text(sources)
 
+# %% ../nbs/00d_pose_sources.ipynb #src-sequences
+def _is_sequence(path: Path) -> bool:  # many frames, and not one?
+    try:
+        return np.load(path, mmap_mode='r', allow_pickle=False).ndim > 1
+    except (OSError, ValueError, EOFError):
+        return False  # is named when it is read
+
+
+def _one_file_a_take(folder: Path, takes: dict) -> bool:  # takes: folder below it -> paths
+    "WORD/TAKE.npy: somewhere a folder holds several sequences, or a folder of the first level one."
+    for take, paths in takes.items():
+        several = len(paths) > 1 or take.parent == folder
+        if several and _is_sequence(paths[0]):
+            return True
+    return False
+
 # %% ../nbs/00d_pose_sources.ipynb #src-lexicon
 def _milliseconds(row: dict, key: str) -> float:  # in seconds; 0 for an empty cell
     cell = (row.get(key) or '').strip()
     try:
-        return float(cell or 0) / 1000
+        time = float(cell or 0) / 1000
     except ValueError:
-        raise ValueError(f'{key} is {cell!r}: milliseconds are needed') from None
+        time = -1
+    if not 0 <= time < np.inf:
+        raise ValueError(f'{key} is {cell!r}: milliseconds are needed')
+    return time
 
 
 def _from_row(folder: Path, row: dict) -> PoseSource:
     "Raises ValueError that says why a row cannot be used."
+    if not row['path']:
+        raise ValueError('it names no file')
     path = folder / row['path']
     text = _clean(row.get('words') or row.get('text') or row.get('glosses') or '')
-    if not row['path'] or not path.is_file():
+    if not path.is_file():
         raise ValueError('there is no such file')
     if not text:
         raise ValueError('it has neither words nor glosses')
@@ -151,10 +181,13 @@ def _from_row(folder: Path, row: dict) -> PoseSource:
 def _lexicon(path: Path,  # index.csv
              language: str,  # '' takes all
              ) -> tuple:  # sources, problems
-    "Raises ValueError for a table without the column path."
+    "Raises ValueError for what is no table, and for one without the column path."
     with open(path, encoding='utf-8-sig', newline='') as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f'{path} is no table in UTF-8 ({error})') from None
     if 'path' not in (reader.fieldnames or []):
         raise ValueError(f'{path} needs the columns path and words; it has {", ".join(reader.fieldnames or ["none"])}')
     sources, problems = [], []
@@ -164,17 +197,21 @@ def _lexicon(path: Path,  # index.csv
         try:
             sources.append(_from_row(path.parent, row))
         except ValueError as error:
-            problems.append((f'line {line}: {row["path"]}', str(error)))
+            problems.append((f'line {line}: {row["path"] or ""}', str(error)))
     return sources, problems
 
 # %% ../nbs/00d_pose_sources.ipynb #src-takes
 def _takes(path: Path) -> tuple:  # sources, problems
     "An .npz of `keypoints` (N,T,258 or 1662), `words` and, if known, `sessions`. Raises ValueError without them."
-    with np.load(path, allow_pickle=False) as file:
-        if not {'keypoints', 'words'} <= set(file):
-            raise ValueError(f'{path} has {", ".join(file)}: keypoints and words are needed')
-        points, words = file['keypoints'], file['words'].tolist()
-        sessions = file['sessions'].tolist() if 'sessions' in file else [''] * len(words)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file}
+    except (ValueError, zipfile.BadZipFile):
+        raise ValueError(f'{path} is no .npz of arrays, or it is cut off') from None
+    if not {'keypoints', 'words'} <= set(arrays):
+        raise ValueError(f'{path} has {", ".join(arrays)}: keypoints and words are needed')
+    points, words = arrays['keypoints'], arrays['words'].tolist()
+    sessions = arrays['sessions'].tolist() if 'sessions' in arrays else [''] * len(words)
     if not len(points) == len(words) == len(sessions):
         raise ValueError(f'{path} has {len(points)} takes, {len(words)} words and {len(sessions)} sessions')
     sources = [PoseSource(f'{path.stem}-{i}', _clean(str(word)), points=take, signer=str(session))
@@ -186,7 +223,7 @@ def holds_takes(path) -> bool:  # is it an .npz of keypoints?
     try:
         with np.load(path, allow_pickle=False) as file:
             return {'keypoints', 'words'} <= set(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
 
 # %% ../nbs/00d_pose_sources.ipynb #src-holds
@@ -199,13 +236,13 @@ def _lists_poses(path: Path) -> bool:  # is it a table whose first files are .po
             rows = [row for row, _ in zip(csv.DictReader(file), range(20))]
     except (OSError, UnicodeDecodeError, csv.Error):
         return False
-    return any((row.get('path') or '').endswith('.pose') for row in rows)
+    return any(_is(Path(row.get('path') or ''), '.pose') for row in rows)
 
 
 def holds_poses(path) -> bool:  # are there poses in this folder or file, and no videos?
     path = Path(path)
     if not path.is_dir():
-        return path.suffix == '.pose' or path.suffix == '.npz' and holds_takes(path) or _lists_poses(path)
+        return _is(path, '.pose') or _is(path, '.npz') and holds_takes(path) or _lists_poses(path)
     if _lists_poses(path / 'index.csv'):
         return True
     found = False
@@ -223,23 +260,23 @@ def find_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f'no such folder or file: {path}')
-    if path.suffix == '.npz':
+    if _is(path, '.npz'):
         return _takes(path)
-    if path.suffix == '.pose':
+    if _is(path, '.pose'):
         return [PoseSource(path.name, _text_of(path, path.parent), [path])], []
     index = path / 'index.csv' if path.is_dir() else path
     if index.exists():
         return _lexicon(index, language)
-    if _visible(path, '*.pose'):
+    if _visible(path, '.pose'):
         return _pose_files(path)
-    if _visible(path, '*.npy'):
+    if _visible(path, '.npy'):
         return _keypoint_folders(path)
-    raise ValueError(f'no poses in {path}: looked for index.csv, *.pose and WORD/TAKE/FRAME.npy')
+    raise ValueError(f'no poses in {path}: looked for index.csv, *.pose, WORD/TAKE/FRAME.npy and WORD/TAKE.npy')
 
 # %% ../nbs/00d_pose_sources.ipynb #src-read-points
 def load_points(source: PoseSource) -> np.ndarray | None:  # (T,258) or (T,1662); None for a .pose file
     "Raises ValueError that names the frame that cannot be read."
-    if source.points is not None or source.paths[0].suffix == '.pose':
+    if source.points is not None or _is(source.paths[0], '.pose'):
         return source.points
     rows = []
     for path in source.paths:

@@ -177,7 +177,8 @@ def _pose_data(settings: Settings, path) -> Clips:
     "Recorded people as the mannequin: whole signers, not hands, unless another crop was asked for."
     from text2sign.poses import read_poses
     crop = 'signer' if settings.crop == Settings.crop else settings.crop
-    return read_poses(path, settings.frames, settings.size, crop, settings.fps, look=settings.look, least=2)
+    return read_poses(path, settings.frames, settings.size, crop, settings.fps, look=settings.look,
+                      skip=settings.skip, least=2)
 
 # %% ../nbs/05h_prepare.ipynb #own-memory-05g
 def _find_videos(path: Path):  # `Found`; None for poses and saved clips

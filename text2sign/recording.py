@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .motion import FACE, PLANE, SHOULDERS, WRISTS, Motion, fill_gaps
+from .motion import ELBOWS, FACE, PLANE, SHOULDERS, WRISTS, Motion, fill_gaps
 
 Z_SCALE = 650  # pixels in a unit of MediaPipe's hand depth
 
@@ -96,6 +96,18 @@ def _openpose(fps: float, points, known: dict) -> Recording:
         hands[part] = _pick(points, names, first, names[:21] or [''] * 21)
     return Recording(fps, body, **hands)
 
+# %% ../nbs/00c_recording.ipynb #rec-version
+_VERSIONS = (0, .1, .2)  # of the file format, that `pose-format` reads
+
+
+def _check_version(content: bytes) -> None:  # of a file, which begins with it
+    "Raises ValueError for a version that cannot be read, and for what is none."
+    version = float(np.frombuffer(content[:4], '<f4')[0]) if len(content) >= 4 else np.nan
+    if version != 0 and not .01 < version < 100:
+        raise ValueError('not a .pose file')
+    if not np.isclose(version, _VERSIONS, rtol=0, atol=5e-4).any():
+        raise ValueError(f'its format has version {version:.3g}: versions 0, 0.1 and 0.2 can be read')
+
 # %% ../nbs/00c_recording.ipynb #rec-read-recording
 def _parse(path):  # -> a `pose_format.Pose`
     "Raises ValueError for a file that is empty, damaged, or without frames."
@@ -103,10 +115,11 @@ def _parse(path):  # -> a `pose_format.Pose`
     content = Path(path).read_bytes()
     if not content:
         raise ValueError('the file is empty')
+    _check_version(content)
     try:
         pose = Pose.read(content)
     except Exception as error:  # whatever a reader of binary data runs into
-        raise ValueError(f'not a .pose file ({type(error).__name__})') from None
+        raise ValueError(f'the file is cut off or damaged ({type(error).__name__})') from None
     if not len(pose.body.data) or not pose.body.data.shape[1]:
         raise ValueError('there is no frame in it')
     if not 0 < pose.body.fps < 1000:
@@ -161,7 +174,31 @@ def _hand(hand,  # (T,21,4)
     out[..., 2] = (out[..., 2] - out[:, :1, 2]) * depth / width
     out[..., 2] += wrist[:, None] - PLANE
     out[~(hand[..., 3] > 0).all(1)] = np.nan
+    out[_too_far(out, out[:, :1, :2], _SPAN)] = np.nan
     return out
+
+# %% ../nbs/00c_recording.ipynb #rec-reach
+_REACH = 2.5  # sw, from a shoulder to any landmark of its arm and hand; people's takes: at most 2.0
+_SPAN = 1.1  # sw, from a wrist to a fingertip; people's: at most 0.9
+_STEP = 1.5  # sw, from a shoulder to its usual place; people's: at most 1.2
+
+
+def _too_far(points,  # (T,n,3) in sw
+             centre,  # what broadcasts to (T,n,2)
+             reach: float,
+             ) -> np.ndarray:  # bool (T,): frames in which any of them is further away
+    return (np.linalg.norm(points[..., :2] - centre, axis=-1) > reach).any(1)
+
+
+def _drop_jumps(body, face) -> None:  # face may be None; both in place
+    usual = np.nanmedian(body[:, SHOULDERS, :2], 0)
+    elsewhere = _too_far(body[:, SHOULDERS], usual, _STEP)
+    body[elsewhere] = np.nan
+    if face is not None:
+        face[elsewhere] = np.nan
+    for joints in (ELBOWS, WRISTS):
+        for joint, shoulder in zip(joints, usual):
+            body[_too_far(body[:, [joint]], shoulder, _REACH), joint] = np.nan
 
 # %% ../nbs/00c_recording.ipynb #rec-wrist
 def _wrist_depth(body, wrist: int, frames: int = 5) -> np.ndarray:  # (T,): a running mean, within reach
@@ -186,17 +223,20 @@ def to_motion(recording: Recording) -> Motion:
     "In units of the signer. Raises ValueError where there are no shoulders, or no hand in any frame."
     middle, width = _unit(recording.body)
     body = _body(recording.body, middle, width)
+    face = _face(recording.face, middle, width)
+    _drop_jumps(body, face)
     hands = {}
-    for part, wrist in zip(('right', 'left'), WRISTS):
+    for part, wrist, shoulder in zip(('right', 'left'), WRISTS, SHOULDERS):
         depth = _wrist_depth(body, wrist)
         hand = _hand(getattr(recording, part), depth, recording.depth, middle, width)
+        hand[_too_far(hand, np.nanmedian(body[:, shoulder, :2], 0), _REACH)] = np.nan
         if np.isfinite(hand).any():
             hands[part] = hand
     if not hands:
         raise ValueError('no hand was seen in any frame')
-    return Motion(recording.fps, body=body, face=_face(recording.face, middle, width), **hands)
+    return Motion(recording.fps, body=body, face=face, **hands)
 
-
+# %% ../nbs/00c_recording.ipynb #rec-read-pose
 def read_pose(path,  # a .pose file
               ) -> Motion:
     "A recording by MediaPipe Holistic or OpenPose. Raises ValueError that says why a file cannot be used."

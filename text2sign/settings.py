@@ -41,6 +41,7 @@ class Settings:
     store: str = _setting('auto', 'where clips are while training: memory, shards (on disk), or auto: by their size')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
+    skip: int = _setting(0, 'own poses: frames left out at the start of each recording')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
     words: int = _setting(600, 'training words')
