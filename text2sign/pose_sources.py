@@ -27,7 +27,7 @@ def _with_confidence(x) -> np.ndarray:  # (T,n,3) -> (T,n,4): 0 where all of a f
     found = (x != 0).any((1, 2), keepdims=True) & np.isfinite(x).all((1, 2), keepdims=True)
     return np.concatenate([x, np.broadcast_to(found, (*x.shape[:2], 1))], -1).astype(np.float32)
 
-
+# %% ../nbs/00d_pose_sources.ipynb #src-from-keypoints
 def from_keypoints(points,  # (T,258) or (T,1662)
                    fps: float,
                    aspect: float,  # width of the picture by its height
@@ -160,7 +160,7 @@ def _milliseconds(row: dict, key: str) -> float:  # in seconds; 0 for an empty c
         raise ValueError(f'{key} is {cell!r}: milliseconds are needed')
     return time
 
-
+# %% ../nbs/00d_pose_sources.ipynb #src-from-row
 def _from_row(folder: Path, row: dict) -> PoseSource:
     "Raises ValueError that says why a row cannot be used."
     if not row['path']:
@@ -218,7 +218,7 @@ def _takes(path: Path) -> tuple:  # sources, problems
                for i, (take, word, session) in enumerate(zip(points, words, sessions))]
     return _with_text(sources)
 
-
+# %% ../nbs/00d_pose_sources.ipynb #src-holds-takes
 def holds_takes(path) -> bool:  # is it an .npz of keypoints?
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -102,7 +102,7 @@ def draw_source(source: PoseSource,  # of a .pose file
 def _of_these(unseen: int, lowered: int) -> str:
     return f'({unseen - lowered} in gaps that are closed; in {lowered} it is held, then lowered)'
 
-
+# %% ../nbs/00l_poses.ipynb #pos-hand-notes
 def hand_notes(recorded: Motion, gap: float = .25) -> list:  # gap: as `read_poses` takes it; sentences
     "In how many frames a hand was not seen, and what is drawn there."
     lowered = recorded.close_gaps(gap).unseen()
@@ -144,7 +144,7 @@ def _draw(job: _Job, source: PoseSource, index: int) -> tuple:
     missing = {part: [count, lowered[part]] for part, count in recorded.unseen().items() if count}
     return film, missing, _jumps_at_first(recorded)
 
-
+# %% ../nbs/00l_poses.ipynb #pos-draw-or-refuse
 def _draw_or_refuse(item) -> tuple:  # (job, index) -> what `_draw` gives; or the reason, a string
     job, index = item
     try:

@@ -189,7 +189,7 @@ def _too_far(points,  # (T,n,3) in sw
              ) -> np.ndarray:  # bool (T,): frames in which any of them is further away
     return (np.linalg.norm(points[..., :2] - centre, axis=-1) > reach).any(1)
 
-
+# %% ../nbs/00c_recording.ipynb #rec-drop-jumps
 def _drop_jumps(body, face) -> None:  # face may be None; both in place
     usual = np.nanmedian(body[:, SHOULDERS, :2], 0)
     elsewhere = _too_far(body[:, SHOULDERS], usual, _STEP)
