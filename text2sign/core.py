@@ -251,8 +251,8 @@ def progress_bar(items,  # to go through; None: its `update` counts
                  total: int | None = None,  # where `items` does not know its length
                  show: bool = True,
                  ) -> tqdm:
-    "A bar, where the work takes more than two seconds; in what is no terminal, a log, it moves every two seconds."
-    every = .1 if sys.stderr.isatty() else 2
+    "A bar, where the work takes more than two seconds; in what is no terminal, a log, it moves every five."
+    every = .1 if sys.stderr.isatty() else 5
     return tqdm(items, what, total, disable=not show, delay=2, mininterval=every)
 
 # %% ../nbs/00_core.ipynb #slow-cells
