@@ -16,6 +16,8 @@ import time
 import warnings
 import zlib
 from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path, PosixPath
 
 import numpy as np
@@ -43,10 +45,9 @@ def _with_checksums(tensors: dict, metadata: dict) -> dict:  # metadata
     table = {name: _checksum(tensor) for name, tensor in tensors.items()}
     return metadata | dict(crc32=json.dumps(table), config_crc32=str(zlib.crc32(metadata.get('config', '').encode())))
 
-def _check_sums(tensors: dict, metadata: dict) -> None:  # files without checksums are older, and pass
-    if 'crc32' not in metadata:
+def _check_sums(tensors: dict, table: dict) -> None:  # name -> checksum; files without them are older, and pass
+    if not table:
         return
-    table = json.loads(metadata['crc32'])
     changed = [name for name, tensor in tensors.items() if table.get(name) != _checksum(tensor)]
     changed += [name for name in table if name not in tensors]
     if changed:
@@ -54,11 +55,10 @@ def _check_sums(tensors: dict, metadata: dict) -> None:  # files without checksu
         raise _Damaged(f'is damaged: {len(changed)} of {len(table)} tensors are not as they were written ({some})')
 
 # %% ../nbs/02_checkpoint.ipynb #write-02c
-def _write_file(path: Path, tensors: dict, metadata: dict) -> None:
+def _write_file(path: Path, tensors: dict, metadata: dict | None = None) -> None:
     "One safetensors file: written beside its place, flushed, renamed over it."
-    tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     with atomic_path(path) as part:
-        save_file(tensors, part, metadata=_with_checksums(tensors, metadata))
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata=metadata)
         with open(part, 'rb') as file:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
@@ -113,9 +113,9 @@ def save_tensors(
         path.parent.mkdir(parents=True, exist_ok=True)
         before = shard_files(path)
         for file, table in zip(others, tables[1:]):
-            _write_file(file, table, {})
-        names = [file.name for file in others]
-        _write_file(path, tables[0], dict(config=json.dumps(config), shards=json.dumps(names)))
+            _write_file(file, table)
+        about = dict(config=json.dumps(config), shards=json.dumps([file.name for file in others]))
+        _write_file(path, tables[0], _with_checksums(tensors, about))
     except (OSError, SafetensorError) as e:
         _delete(others)
         kept = 'the previous file there is whole' if path.exists() else 'nothing was there before'
@@ -178,7 +178,7 @@ def _why_unreadable(e: Exception) -> str:
 # %% ../nbs/02_checkpoint.ipynb #formats-02c
 def _reader_for(path: Path):  # path -> tensors or whatever lies in it, configuration
     "By the name of the file. Raises `_Damaged` for one file of several."
-    part = re.search(r'\b(\d+)-of-(\d+)\b', path.name)
+    part = re.search(r'(?<!\d)(\d+)[-_]of[-_](\d+)(?!\d)', path.name)
     if part and int(part[2]) > 1:
         whole = path.name.split('.safetensors.')[0] + '.safetensors'
         rest = whole if '.safetensors.' in path.name else 'its folder, with the .index.json that names all of them'
@@ -187,11 +187,14 @@ def _reader_for(path: Path):  # path -> tensors or whatever lies in it, configur
         return _read_index
     return _read_safetensors if path.suffix.lower() == '.safetensors' else _read_pickle
 
-def _read_file(path: Path) -> dict:  # name -> tensor
-    "One safetensors file. Raises `_Damaged` where a tensor is not as it was written."
-    with safe_open(path, 'pt') as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        _check_sums(tensors, file.metadata() or {})
+def _read_files(files: list[Path]) -> dict:  # name -> tensor
+    "Safetensors files, the first one last. Raises `_Damaged` where a tensor is not as it was written."
+    tensors, table = {}, {}
+    for path in reversed(files):
+        with safe_open(path, 'pt') as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}
+            table |= json.loads((file.metadata() or {}).get('crc32', '{}'))
+    _check_sums(tensors, table)
     return tensors
 
 # %% ../nbs/02_checkpoint.ipynb #formats2-02c
@@ -203,23 +206,21 @@ def _check_there(files) -> None:
 def _read_safetensors(path: Path) -> tuple[dict, dict]:  # tensors, configuration
     files = [path, *shard_files(path)]
     _check_there(files)
-    tensors = {}
-    for file in files:
-        tensors |= _read_file(file)
-    return tensors, _config_in(path)
+    return _read_files(files), _config_in(path)
 
 def _read_pickle(path: Path) -> tuple[object, dict]:  # whatever lies in it, no configuration
     with torch.serialization.safe_globals(_harmless()):
         return torch.load(path, map_location='cpu', weights_only=True), {}
 
 # %% ../nbs/02_checkpoint.ipynb #formats3-02c
-_KINDS = [type(np.dtype(kind)) for kind in ('f2', 'f4', 'f8', 'i4', 'i8', 'u1', 'u8', '?')]
+_KINDS = {type(np.dtype(kind)) for kind in np.typecodes['All'] if kind not in 'OV'}  # but objects and records
+_VALUES = [argparse.Namespace, PosixPath, datetime, timedelta, Decimal, range, slice]
 
 def _harmless() -> list:  # as `torch.serialization.safe_globals` takes them
     "What may lie beside tensors in a pickle."
     makers = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]  # numpy's own functions
     named = [(f, f'numpy.{core}.multiarray.{f.__name__}') for f in makers for core in ('core', '_core')]
-    return [argparse.Namespace, PosixPath, np.dtype, np.ndarray, codecs.encode, *_KINDS, *named]
+    return [*_VALUES, np.dtype, np.ndarray, codecs.encode, *_KINDS, *named]
 
 # %% ../nbs/02_checkpoint.ipynb #index-02c
 def _read_index(path: Path) -> tuple[dict, dict]:  # tensors, no configuration
@@ -229,7 +230,7 @@ def _read_index(path: Path) -> tuple[dict, dict]:  # tensors, no configuration
     _check_there(files)
     tensors = {}
     for file in files:
-        tensors |= _read_file(file) if file.suffix == '.safetensors' else _read_pickle(file)[0]
+        tensors |= _read_files([file]) if file.suffix == '.safetensors' else _read_pickle(file)[0]
     lost = [name for name in places if name not in tensors]
     if lost:
         raise _Damaged(f'names {len(lost)} tensors that its files do not have: {", ".join(lost[:4])}')
@@ -277,6 +278,7 @@ def _find_tensors(
     if not _is_table(found):
         raise ValueError(f'{path} holds no table of tensors: '
                          'expected weights at the top or under ema, model or state_dict')
+    _check_precision(found, path)
     names, prefix = _bare_names(found, foreign)
     if prefix:
         warnings.warn(f'{path}: every name begins with {prefix!r}, which is taken off', stacklevel=3)
@@ -292,6 +294,12 @@ def _is_table(found) -> bool:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
 
+def _check_precision(found: dict, path) -> None:
+    "Raise ValueError for weights that are stored as small whole numbers: without their scales they mean nothing."
+    whole = [name for name, tensor in found.items() if tensor.ndim > 1 and tensor.dtype in (torch.int8, torch.uint8)]
+    if whole:
+        raise ValueError(f'{path} holds quantised weights ({whole[0]}, ...): give them in fp32, fp16 or bf16')
+
 def _twice(names: dict) -> list[str]:
     "Names in the file whose bare name another one has too, four at most."
     bare = list(names.values())
@@ -302,11 +310,12 @@ def _twice(names: dict) -> list[str]:
 # %% ../nbs/02_checkpoint.ipynb #bare-02c
 _WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module')
 
-def _bare_names(names, foreign: bool) -> tuple[dict[str, str], str]:  # name in the file -> name in a model; the prefix
-    "Take off wrappers anywhere in a name, and what all names of a foreign file begin with."
-    bare = {name: _unwrapped(name) for name in names}
+def _bare_names(found: dict, foreign: bool) -> tuple[dict[str, str], str]:  # name in the file -> in a model; the prefix
+    "Take off wrappers anywhere in a name, and what all names of a foreign file begin with (those of counters apart)."
+    bare = {name: _unwrapped(name) for name in found}
+    weights = [name for name, tensor in found.items() if tensor.ndim]
     off = ''
-    while foreign and (prefix := _shared_prefix(list(bare.values()))):
+    while foreign and weights and (prefix := _shared_prefix([bare[name] for name in weights])):
         bare = {name: b.removeprefix(prefix) for name, b in bare.items()}
         off += prefix
     return bare, off

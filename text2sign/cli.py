@@ -15,34 +15,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
+from .core import one_line
 from .outputs import FORMATS, ClipWriter, check_writable, output_paths, read_lines
 
 SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 
 # %% ../nbs/09a_cli.ipynb #texts-09a
-def _without_empty(texts: list[str]) -> list[str]:  # the same
+def _cleaned(texts: list[str]) -> list[str]:  # as `one_line` has them
     "Raises ValueError for a text without a letter."
-    if not all(text.strip() for text in texts): raise ValueError('there is no letter to spell in an empty text')
+    texts = [one_line(text) for text in texts]
+    if not all(texts): raise ValueError('there is no letter to spell in an empty text')
     return texts
 
 def _requested_texts(a) -> list[str]:
     "`--text` and `--texts` together. Raises ValueError for none, or an empty one."
     texts = (a.text or []) + (read_lines(a.texts) if a.texts else [])
     if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a word on each line')
-    return _without_empty(texts)
+    return _cleaned(texts)
 
 # %% ../nbs/09a_cli.ipynb #056-09a
 def _run_render(a) -> None:  # a: parsed arguments
     "Draw words, or recorded poses."
     from text2sign.drawing import draw_pose, draw_words, save_drawing
     if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
-    names = [Path(file).stem for file in a.pose] or _without_empty(a.words)
+    words = _cleaned(a.words)
+    names = [Path(file).stem for file in a.pose] or words
     paths = output_paths(names, a.out, '-rendered', (*FORMATS, '.pose'))
     check_writable(paths)
     size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else '')
     drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
-    if a.words: drawings = draw_words(a.words, size, crop, a.seed, a.language, a.frames)
-    for drawing, path, name in zip(drawings, paths, a.pose or a.words):
+    if words: drawings = draw_words(words, size, crop, a.seed, a.language, a.frames)
+    for drawing, path, name in zip(drawings, paths, a.pose or words):
         for note in drawing.notes: print(f'text2sign: {name}: {note}', file=sys.stderr)
         print(save_drawing(drawing, path))
 
@@ -157,13 +160,22 @@ def _redraw(config, texts: list[str], frames: int):  # -> uint8 (N, T, H, W, 3)
     from text2sign.words import spell
     return spell(texts, frames, config.size, config.crop, 13, progress=False, look=config.look).frames
 
+# %% ../nbs/09a_cli.ipynb #check-evaluation-09a
+def _check_evaluation(model, letters: int, a) -> None:  # letters of the longest word of training
+    "Raises ValueError for what would take longer than ten minutes: four lists of words, and one without text."
+    from text2sign.lexicon import frames_needed
+    from text2sign.outputs import check_time
+    words = ['A'*letters]*5*min(a.words, 500)
+    frames = max(model.config.frames, frames_needed(words[0]))
+    check_time(model, words, [frames]*len(words), a.steps, fewer='lower --words', guidance=a.guidance)
+
 # %% ../nbs/09a_cli.ipynb #run-evaluate-09a
 def _run_evaluate(a) -> None:
     "Print the scoreboard of a model."
     from functools import partial
 
     from text2sign.checkpoint import find_checkpoint
-    from text2sign.core import pick_device
+    from text2sign.core import atomic_path, pick_device
     from text2sign.panel import load_video
     from text2sign.sample import generate
     from text2sign.scoreboard import reference_clips, scoreboard, training_words
@@ -173,16 +185,20 @@ def _run_evaluate(a) -> None:
     path = find_checkpoint(a.checkpoint)
     model = load_video(path, device)
     _check_comparable(path, model.config)
-    clips, nearest = reference_clips(model.config, training_words(path), a.words)
+    trained = training_words(path)
+    if not a.force: _check_evaluation(model, trained['max_letters'], a)
+    clips, nearest = reference_clips(model.config, trained, a.words)
     sampler = partial(generate, model, steps=a.steps, guidance=a.guidance, progress=sys.stderr.isatty())
     board = scoreboard(sampler, readers, clips, nearest, partial(_redraw, model.config))
     print(board.round(3).to_string())
-    if a.out: board.to_csv(a.out)
+    if not a.out: return
+    with atomic_path(a.out) as part: board.to_csv(part)
 
 # %% ../nbs/09a_cli.ipynb #066-09a
 def _training_settings(a):  # -> `Settings`
     "From -f, -p and --resume. Raises ValueError naming a wrong setting, with the nearest right name."
     from text2sign.settings import Settings
+    if a.resume == '': raise ValueError('--resume is empty: give the name of a run, or latest')
     pairs = list(a.p or []) + ([('resume', a.resume)] if a.resume else [])
     return Settings.from_pairs(pairs, Settings.from_yaml(a.f) if a.f else Settings())
 
@@ -261,6 +277,7 @@ def _add_sampling(p) -> None:  # p: parser of a command
     p.add_argument('--steps', type=bounded(int, 1), default=12, help='sampling steps: fewer are faster, more are finer')
     p.add_argument('--guidance', type=bounded(float, 0), default=2.,
                    help='how strongly to follow the text; 1: the model as it is, 0: without the text')
+    p.add_argument('--force', action='store_true', help='also what takes hours, or more memory than is free')
     p.add_argument('--device', default='auto', metavar='NAME', help=_DEVICE)
 
 def _add_drawing(p) -> None:
@@ -298,7 +315,6 @@ def _add_sample(p) -> None:
                    help='unipc, dpm++, euler or heun; ddim for models that predict the noise')
     p.add_argument('--height', type=bounded(int, 1, 4096),
                    help='of the video, pixels; without it: as the model makes it')
-    p.add_argument('--force', action='store_true', help='also what takes hours, or more memory than is free')
     p.add_argument('--speed', type=bounded(float, .01, 50), default=1., help='2 plays twice as fast')
 
 # %% ../nbs/09a_cli.ipynb #evaluate-parser-09a
@@ -363,7 +379,7 @@ COMMANDS['look'] = Command(
 COMMANDS['evaluate'] = Command(
     "read a model's clips back: the scoreboard",
     'For models of American Sign Language (ase). Many clips are made: minutes on a GPU, hours on a CPU unless '
-    '--words is small.',
+    '--words is small, so that --force is needed.',
     ['evaluate --words 20', 'evaluate --checkpoint latest --out board.csv'],
     _add_evaluate, _run_evaluate)
 COMMANDS['check'] = Command(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned', 'save_npz',
            'exclusive', 'end_with_parent', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
-           'available_memory', 'only_local', 'format_time', 'nearest_name', 'slug', 'progress_bar', 'slow_cells']
+           'available_memory', 'only_local', 'format_time', 'nearest_name', 'one_line', 'slug', 'progress_bar',
+           'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -13,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 import zipfile
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -239,6 +241,15 @@ def nearest_name(name: str,  # what was given
     "The end of an error message about an unknown name."
     near = get_close_matches(str(name), list(names), 1)
     return f'; did you mean {near[0]}?' if near else ''
+
+
+_UNSEEN = dict.fromkeys([0xad, 0x200b, 0x200e, 0x200f, *range(0x202a, 0x202f), 0x2060, *range(0x2066, 0x206a), 0xfeff])
+
+
+def one_line(text: str) -> str:
+    """In NFC, spaces and ends of lines as single spaces, without marks that nobody sees: soft hyphens, zero-width
+    spaces, directions, byte-order marks. (Joiners stay: they decide how letters look.)"""
+    return unicodedata.normalize('NFC', ' '.join(text.translate(_UNSEEN).split()))
 
 
 def slug(text: str) -> str:  # '' becomes 'clip'

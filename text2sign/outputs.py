@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from .core import one_line
+
 # %% ../nbs/06c_outputs.ipynb #053-09a-code
 FORMATS = ('.mp4', '.gif', '.png', '.npy', '.npz')
 
@@ -74,7 +76,7 @@ def read_lines(path: str | Path) -> list[str]:  # without empty ones
     encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: text = data.decode(encoding)
     except UnicodeDecodeError: raise ValueError(f'{path} is no text in UTF-8') from None
-    lines = [' '.join(line.replace('\ufeff', '').split()) for line in re.split('[\r\n]+', text)]
+    lines = [one_line(line) for line in re.split('[\r\n]+', text)]
     return [line for line in lines if line]
 
 # %% ../nbs/06c_outputs.ipynb #out-mem
@@ -90,6 +92,7 @@ def _free_memory(device): # bytes; None where it is not known
 def clips_at_once(model,         # `VideoDiT`
                   frames: int,   # of the longest clip
                   force: bool = False,
+                  advice: str = 'lower --frames, or insist with --force',
                  ) -> int: # 1 to 32
     "How many clips to sample together. Raises ValueError where not even one fits; with `force`, that is tried."
     device = model.pos_embed.device
@@ -100,7 +103,7 @@ def clips_at_once(model,         # `VideoDiT`
     if free is None or force and need > free: return most if free is None else 1
     if need > free:
         raise ValueError(f'a clip of {frames} frames needs about {need/1e9:.1f} GB of memory, {free/1e9:.1f} GB are '
-                         'free: lower --frames, or insist with --force')
+                         f'free: {advice}')
     return int(min(most, max(1, free//(2*need))))
 
 # %% ../nbs/06c_outputs.ipynb #out-time
@@ -119,6 +122,7 @@ def check_time(model,               # `VideoDiT`
                texts: list[str],
                frames: list[int],   # of each text's clip
                steps: int,
+               fewer: str = 'give fewer texts', # what to do where there are too many of them
                **how,               # as `generate` takes it
               ) -> None:
     "Raises ValueError for what would take longer than ten minutes, with the time and what to lower."
@@ -128,6 +132,6 @@ def check_time(model,               # `VideoDiT`
     seconds = total*steps*_seconds_a_frame(model, texts[0], min(16, max(frames)), how)
     if seconds <= _PATIENCE: return
     longest = max(frames)/max(model.config.frames, 1)
-    times = {'lower --steps': steps/12, 'lower --frames': longest, 'give fewer texts': len(texts)}
+    times = {'lower --steps': steps/12, 'lower --frames': longest, fewer: len(texts)}
     raise ValueError(f'{steps} steps of {total} frames would take about {format_time(seconds)}: '
                      f'{max(times, key=times.get)}, or insist with --force')

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from .core import checkpoint_dirs, pick_device, slug, workspace
+from .core import checkpoint_dirs, one_line, pick_device, slug, workspace
 
 # %% ../nbs/09_panel.ipynb #007-09
 def model_label(path: Path,  # of a checkpoint
@@ -329,8 +329,9 @@ def make(self: Panel,
          n: int,  # of n
         ) -> Sample:
     "Sample one clip. Raises Stopped, and ValueError for a setting that cannot be used."
+    from text2sign.outputs import clips_at_once
     from text2sign.sample import clip_frames, generate, pixel_decoder
-    text = setting['text'].strip()
+    text = one_line(setting['text'])
     if not text: raise ValueError('type a text first')
     model, estimates = self.model(setting['checkpoint']), []
     def callback(done, total, x0):
@@ -338,6 +339,7 @@ def make(self: Panel,
         self.bar.max, self.bar.value = n*total, i*total + done
         self.status(f'step {done} of {total}' + (f', clip {i + 1} of {n}' if n > 1 else ''))
         estimates.append(_eight_frames(x0[0][:clip_frames(model.config, text)]))
+    clips_at_once(model, clip_frames(model.config, text), advice='give a shorter text')
     sampling = {key: setting[key] for key in ('steps', 'guidance', 'seed')}
     clip = generate(model, [text], **sampling, callback=callback)[0]
     label = next(k for k, value in self.settings[0]['checkpoint'].options if value == setting['checkpoint'])

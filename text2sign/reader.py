@@ -112,6 +112,8 @@ class PointContext(nn.Module):
 KINDS = dict(conv=(FrameEncoder, ConvContext), points=(SpatialSoftmaxEncoder, PointContext))
 
 # %% ../nbs/07a_reader.ipynb #11b7d920
+_MOST = dict(size=1024, width=1024, least=100)
+
 @dataclass
 class ReaderConfig:
     "A reader's shape, and what is known about it."
@@ -127,6 +129,10 @@ class ReaderConfig:
         self.alphabet = tuple(self.alphabet)
         if self.kind not in KINDS:
             raise ValueError(f'a reader of kind {self.kind!r} is unknown: choose {", ".join(KINDS)}')
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f'{name} is {value!r}: give a whole number from 1 to {most}')
         least = 32 if self.size > 64 else 16
         if self.size % least: raise ValueError(f'size {self.size} is not a multiple of {least}')
 
@@ -376,9 +382,16 @@ def load_reader(path, # that `Reader.save` wrote
     weights, config = read_checkpoint(path)
     if not {'alphabet', 'size', 'kind', 'width', 'least'} <= config.keys():
         raise ValueError(f'{path} holds no reader: make one with `train_reader`')
-    config = ReaderConfig(**{f.name: config[f.name] for f in fields(ReaderConfig) if f.name in config})
-    reader = Reader(config.alphabet, config.size, config.kind, config.width, config.least)
-    reader.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    try:
+        config = ReaderConfig(**{f.name: config[f.name] for f in fields(ReaderConfig) if f.name in config})
+        shape = config.alphabet, config.size, config.kind, config.width, config.least
+        with torch.device('meta'): Reader(*shape).load_state_dict(weights, assign=True)     # no memory is taken
+        reader = Reader(*shape)
+    except (RuntimeError, TypeError, ValueError) as e:
+        lines = str(e).strip().splitlines()
+        raise ValueError(f'{path} does not fit its own configuration: {lines[-1].strip()}') from None
+    reader.load_state_dict(weights)
     reader.config = config
     return reader.to(device).eval()
 

@@ -55,14 +55,19 @@ def find_run(name: str,  # of the run; '' takes the default
     return folder
 
 # %% ../nbs/05g_runs.ipynb #name-05f
+_DEVICES = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.I)    # Microsoft: Naming Files, Paths, and Namespaces
+
+
 def _check_name(name: str, base: Path) -> None:
     "Raises ValueError for what cannot be the name of a folder here, or on another system."
     if set(name) & set('/\\'):
         raise ValueError(f'run {name!r}: a run is a folder in {base}, so its name has no slash')
     plain = name.isprintable() and name == name.strip() and not set(name) & set(':*?"<>|')
-    if not plain or name[0] in '.-' or name[-1] == '.' or len(os.fsencode(name)) > 200:
-        raise ValueError(f'run {name!r}: a run is a folder in {base}, whose name begins with a letter or a digit, has '
+    if not plain or not name[0].isalnum() or name[-1] == '.' or len(os.fsencode(name)) > 200:
+        shown = name if len(name) <= 40 else f'{name[:37]}...'
+        raise ValueError(f'run {shown!r}: a run is a folder in {base}, whose name begins with a letter or a digit, has '
                          'at most 200 bytes and none of : * ? " < > |')
+    if _DEVICES.fullmatch(name): raise ValueError(f'run {name!r}: on Windows this is the name of a device')
 
 
 def _latest(base: Path) -> Path:  # a folder

@@ -239,6 +239,8 @@ def check(self: Settings) -> None:
     if self.stage == 'video' and not self.pretrained:
         raise ValueError('stage=video needs pretrained=FILE, an image or video checkpoint to start from; '
                          'or use stage=both')
+    for name in ('lr', 'image_lr', 'backbone', 'fps'):
+        if math.isinf(getattr(self, name)): raise ValueError(f'{name} is infinite: give a number')
     for name in _AT_LEAST_1:
         if getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)}: at least 1 is needed')
     for stage in self.stages: self._check_stage(stage)
