@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from .core import files_below
 from .decoding import PICTURES, Refused, stated_seconds
 from .sources import (COLUMNS, SPLITS, SUFFIXES, Found, Row, Source, _unknown_columns, clean_text, find_file,
                                has_columns, in_table, judge, read_json, read_lines, read_table, rows_of)
@@ -302,22 +303,6 @@ def _read_corpus(corpus: Corpus) -> Found:
     tables = ', '.join(p.relative_to(corpus.root).as_posix() for p in corpus.tables)
     return Found(sources, corpus.problems + problems, [f'read as {layout.name}: {tables}'] + corpus.notes)
 
-# %% ../nbs/08b_corpora.ipynb #84bf7a42
-def _all_files(folder: Path) -> list: # paths, sorted
-    "The files below a folder, links to folders followed, each real folder once (under its own name where it has one)."
-    real_root = folder.resolve()
-    folders, links, done, found = [folder], [], set(), []
-    while folders or links:
-        here = folders.pop() if folders else links.pop(0)
-        real = here.resolve()
-        if real in done or real != real_root and real_root.is_relative_to(real): continue
-        done.add(real)
-        for p in sorted(here.iterdir()):
-            if p.name.startswith('.'): continue
-            if p.is_dir(): (links if p.is_symlink() else folders).append(p)
-            else: found.append(p)
-    return sorted(found)
-
 # %% ../nbs/08b_corpora.ipynb #8e35ed13
 def _group_by_stem(paths, folder: Path) -> dict: # name below the folder without suffix, NFC -> list of paths
     groups = {}
@@ -403,7 +388,7 @@ def in_folder(folder # without a table, sub-folders included
              ) -> Found:
     "Pairs of `name.mp4` and `name.txt`; else names are texts. Raises ValueError where there are no videos or texts."
     folder = Path(folder)
-    files = _all_files(folder)
+    files = files_below(folder)
     films = [p for p in files if p.suffix.lower() in SUFFIXES]
     notes = []
     if not films:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from fastcore.basics import patch
 
-from .core import nearest_name
+from .core import nearest_name, one_line
 from .decoding import Refused, count_pictures
 
 # %% ../nbs/08a_sources.ipynb #21fe6d01
@@ -55,13 +55,13 @@ def _decode_utf8(raw: bytes, what: str) -> str: # `what` it is, for the reason
 
 def read_lines(path: Path) -> list[str]: # without empty ones at the end
     "Raises ValueError for a file that is not UTF-8."
-    return _text_lines(path).getvalue().rstrip().splitlines()
+    return re.split('\r\n|[\r\n]', _text_lines(path).getvalue().rstrip())     # other separators are within a text
 
 def clean_text(raw # bytes of a file, or a string
               ) -> str: # one line, NFC
     "What a text file says, without a byte-order mark. Raises `Refused` for text that is empty, not UTF-8 or no text."
     raw = _decode_utf8(raw, 'its text') if isinstance(raw, bytes) else raw
-    text = unicodedata.normalize('NFC', ' '.join(raw.replace('\ufeff', '').split()))
+    text = one_line(raw)
     if not text: raise Refused('its text is empty')
     if any(unicodedata.category(c) == 'Cc' for c in text):
         raise Refused('its text holds control characters: save it as plain UTF-8')
@@ -133,7 +133,7 @@ def source(self: Row) -> Source:
     if end is not None and end <= (start or 0):
         raise Refused(f'ends at {end:g} s, before it starts at {start or 0:g} s')
     if path.is_dir(): _check_pictures(path, fps, end, _whole(self.pictures))
-    signer = ' '.join(str(self.signer).split())
+    signer = one_line(str(self.signer))
     return Source(path, clean_text(self.text), self.name, signer, start, end, _split(self.split), _bbox(self.bbox), fps)
 
 def _check_pictures(folder: Path, fps, end, promised: int) -> None: # end: in seconds, or None
