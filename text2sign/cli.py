@@ -160,15 +160,6 @@ def _redraw(config, texts: list[str], frames: int):  # -> uint8 (N, T, H, W, 3)
     from text2sign.words import spell
     return spell(texts, frames, config.size, config.crop, 13, progress=False, look=config.look).frames
 
-# %% ../nbs/09a_cli.ipynb #check-evaluation-09a
-def _check_evaluation(model, letters: int, a) -> None:  # letters of the longest word of training
-    "Raises ValueError for what would take longer than ten minutes: four lists of words, and one without text."
-    from text2sign.lexicon import frames_needed
-    from text2sign.outputs import check_time
-    words = ['A'*letters]*5*min(a.words, 500)
-    frames = max(model.config.frames, frames_needed(words[0]))
-    check_time(model, words, [frames]*len(words), a.steps, fewer='lower --words', guidance=a.guidance)
-
 # %% ../nbs/09a_cli.ipynb #run-evaluate-09a
 def _run_evaluate(a) -> None:
     "Print the scoreboard of a model."
@@ -176,6 +167,7 @@ def _run_evaluate(a) -> None:
 
     from text2sign.checkpoint import find_checkpoint
     from text2sign.core import atomic_path, pick_device
+    from text2sign.outputs import check_evaluation_time
     from text2sign.panel import load_video
     from text2sign.sample import generate
     from text2sign.scoreboard import reference_clips, scoreboard, training_words
@@ -186,7 +178,7 @@ def _run_evaluate(a) -> None:
     model = load_video(path, device)
     _check_comparable(path, model.config)
     trained = training_words(path)
-    if not a.force: _check_evaluation(model, trained['max_letters'], a)
+    if not a.force: check_evaluation_time(model, trained['max_letters'], a.words, a.steps, a.guidance)
     clips, nearest = reference_clips(model.config, trained, a.words)
     sampler = partial(generate, model, steps=a.steps, guidance=a.guidance, progress=sys.stderr.isatty())
     board = scoreboard(sampler, readers, clips, nearest, partial(_redraw, model.config))
