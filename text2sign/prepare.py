@@ -164,6 +164,11 @@ def _count_in(clips: Clips, vocabulary: tuple) -> Clips:
     return replace(clips, letters=number[clips.letters], alphabet=vocabulary)
 
 
+def _has_units(clips: Clips) -> bool:
+    "Are the frames labelled with units of languages, such as ase:A?"
+    return clips.letters is not None and all(':' in unit for unit in clips.alphabet)
+
+
 def _join_vocabulary(data: TrainingData, config: ModelConfig | None) -> tuple:  # units
     "Give both sets the units of the checkpoint and their own."
     known = config.vocabulary if config else ()
@@ -207,7 +212,7 @@ def _video_data(settings: Settings, videos) -> Clips:  # videos: `Found`
     from text2sign.videos import mean_clip_bytes, read_videos, store_videos
     how = dict(size=settings.size, fps=settings.fps, fit=settings.framing)
     each = settings.store == 'auto' and mean_clip_bytes(videos, **how)
-    if not settings.in_shards(len(videos.sources), each): return read_videos(videos, **how)
+    if settings.sentences or not settings.in_shards(len(videos.sources), each): return read_videos(videos, **how)
     return store_videos(videos, settings.vae, pick_device(settings.device), **how)
 
 # %% ../nbs/05h_prepare.ipynb #own-05g
@@ -224,8 +229,12 @@ def _own_data(settings: Settings, path) -> TrainingData:
     else: clips = Clips.load(path)
     limit = 1. if clips.frames.dtype == np.uint8 else np.inf
     if not isinstance(clips.frames, StoredFrames): check_data(clips.frames, clips.names, limits=(-limit, limit))
-    train, val = split(clips, 0.1, settings.seed)
     _no_score(settings)
+    if settings.sentences:
+        from text2sign.compose import sentence_clips
+        train, val = sentence_clips(clips, settings.sentences, settings.clip_frames, settings.seed + 1)
+        return TrainingData(train, val, {}, content=dict(data=fingerprint(clips)))
+    train, val = split(clips, 0.1, settings.seed)
     return TrainingData(train, val, {})
 
 # %% ../nbs/05h_prepare.ipynb #prepare-05g
@@ -237,7 +246,9 @@ def prepare_data(settings: Settings,
     parts = {name: part_digest(name, getattr(settings, name), settings.device) for name in ('vae', 'encoder')}
     if path: data = _own_data(settings, path)
     else: data = _axis_data(settings) if settings.on_axis else _corpus_data(settings, config)
-    data.content = parts | dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
+    if not data.content:
+        data.content = dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
+    data.content |= parts
     if settings.vae and data.pixels:
         from text2sign.latents import encode_clips
         device = pick_device(settings.device)
@@ -245,7 +256,7 @@ def prepare_data(settings: Settings,
         data.val = encode_clips(data.val, settings.vae, device=device)
     frames = data.frames
     if settings.on_axis:
-        vocabulary = () if path else _join_vocabulary(data, config)
+        vocabulary = _join_vocabulary(data, config) if _has_units(data.clips) else ()
         data.about |= dict(text_position='place', vocabulary=vocabulary)
         frames = min(frames, settings.frames)
     clips = data.clips

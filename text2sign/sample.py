@@ -20,7 +20,7 @@ from .diffusion import Epsilon, Flow, expand_as_batch, get_objective
 from .dit import DiT, ModelConfig
 from .fuse import CUDAGraph, compile_blocks, fuse, why_not_compiled
 from .latents import decode_latents, load_vae
-from .spelling import frames_needed, split_letters
+from .spelling import frames_needed, join_letters, split_letters
 from .video import VideoDiT
 from .windows import LongClips, plan_windows
 
@@ -349,7 +349,7 @@ def generate(
     config = model.config
     languages = _languages(config, texts, language)
     letters = [_letters(config, text, code) for text, code in zip(texts, languages)]
-    texts = [''.join(own) or text for own, text in zip(letters, texts)]
+    texts = [join_letters(own) or text for own, text in zip(letters, texts)]
     lengths = [frames or (frames_needed(own) if own else config.frames) for own in letters]
     made = [frames or max(T, config.frames) for T in lengths]
     window = 0 if whole or config.text_position == 'frame' else min(config.frames, frames or config.frames)

@@ -42,6 +42,7 @@ class Settings:
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     skip: int = _setting(0, 'own poses: frames left out at the start of each recording')
     fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
+    sentences: int = _setting(0, 'own clips of single signs: compose so many sentences of them; 0: clips as they are')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
     words: int = _setting(600, 'training words')
@@ -313,7 +314,9 @@ def _check_data(self: Settings) -> None:
     if self.text_position not in ('frame', 'place'):
         raise ValueError(f'text_position is {self.text_position!r}: use frame or place')
     on_axis = self.on_axis
-    if resolve_data(self.data): return
+    own = resolve_data(self.data)
+    if self.sentences: self._check_sentences(own, on_axis)
+    if own: return
     codes = parse_languages(self.data)
     check_drawing(self.size, self.crop, self.look)
     if self.max_letters < 2: raise ValueError(f'max_letters is {self.max_letters}: at least 2 are needed')
@@ -323,6 +326,18 @@ def _check_data(self: Settings) -> None:
     if self.frames < need:
         raise ValueError(f'frames is {self.frames}: words of max_letters={self.max_letters} need {need}')
     self.check_memory(self.words)
+
+# %% ../nbs/05f_settings.ipynb #check-sentences-05f
+@patch
+def _check_sentences(self: Settings, own: Path | None, on_axis: bool) -> None:
+    "Raises ValueError where no sentences can be composed; they are always in memory."
+    if not own: raise ValueError(f'sentences={self.sentences} needs clips of single signs: data=FOLDER')
+    if not on_axis: raise ValueError(f'sentences={self.sentences} of any length need text_position=place')
+    copies = 2 if pick_device(self.device).type == 'cpu' else 1
+    room = available_memory()
+    if room is None: return
+    _check_room(copies * self.sentences * self.clip_bytes, room, f'{self.sentences:,} sentences',
+                'sentences, frames or size')
 
 # %% ../nbs/05f_settings.ipynb #store-05f
 @patch
