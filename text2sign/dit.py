@@ -155,6 +155,8 @@ class ModelConfig:
     language: str = ''  # ISO 639-3
     fps: float = 12.0  # frames a second
     frames: int = 16  # of a clip in training
+    durations: dict = field(default_factory=dict)  # text of own clips -> frames that it took
+    pace: tuple = ()  # frames of a text of their kind: so many, and so many for each byte
     crop: str = ''  # of the mannequin: hand, bust; '': own videos
     look: str = 'day'  # palette of the mannequin
     vae: str = ''  # folder or hub id of the autoencoder; '': the model works on pixels

@@ -219,7 +219,7 @@ def _video_data(settings: Settings, videos) -> Clips:  # videos: `Found`
 def _own_data(settings: Settings, path) -> TrainingData:
     "Somebody's own clips: a folder of videos, poses or shards, a table that lists them, takes, or saved `Clips`."
     from text2sign.pose_sources import holds_poses
-    from text2sign.videos import split
+    from text2sign.videos import durations, hold_out
     stored = holds_shards(path)
     videos = None if stored else _find_videos(path)
     _check_own_memory(settings, path, videos)
@@ -234,8 +234,7 @@ def _own_data(settings: Settings, path) -> TrainingData:
         from text2sign.compose import sentence_clips
         train, val = sentence_clips(clips, settings.sentences, settings.clip_frames, settings.seed + 1)
         return TrainingData(train, val, {}, content=dict(data=fingerprint(clips)))
-    train, val = split(clips, 0.1, settings.seed)
-    return TrainingData(train, val, {})
+    return TrainingData(*hold_out(clips, settings.seed), durations(clips))
 
 # %% ../nbs/05h_prepare.ipynb #prepare-05g
 def prepare_data(settings: Settings,

@@ -162,7 +162,7 @@ def open_run(settings: Settings,
     base = Path(base or workspace() / 'checkpoints')
     named = settings.run or settings.resume
     folder = find_run(settings.run, 'x', settings.resume, base) if named else None
-    if settings.resume: settings = merge_resume_settings(folder, settings)
+    settings = merge_resume_settings(folder, settings) if settings.resume else settings.with_own_defaults()
     _check(settings)
     if settings.pretrained == 'latest': settings = replace(settings, pretrained=_newest_name())
     folder = folder or _new_folder(settings, base)

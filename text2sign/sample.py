@@ -228,14 +228,22 @@ def check_text(
     return ''.join(split_letters(text, alphabet, 'this model'))
 
 
+def _frames_of(config: ModelConfig, text: str, letters: tuple) -> int:
+    "What the letters need; else what it took in training, or texts of so many bytes; else the model's own number."
+    if letters: return frames_needed(letters)
+    if text in config.durations: return config.durations[text]
+    if not text or not config.pace: return config.frames
+    first, each = config.pace
+    return max(1, round(first + each*len(text.encode())))
+
+
 def clip_frames(
     config: ModelConfig,
     text: str,
     language: str | None = None,  # ISO 639-3; None: the only one that the model knows
 ) -> int:
-    "Frames of a text's clip: what its letters need, and without letters the model's own number."
-    letters = _letters(config, text, *_languages(config, [text], language))
-    return frames_needed(letters) if letters else config.frames
+    "Frames of a text's clip."
+    return _frames_of(config, text, _letters(config, text, *_languages(config, [text], language)))
 
 # %% ../nbs/06_sample.ipynb #plan-06
 def _plan_batches(
@@ -350,7 +358,7 @@ def generate(
     languages = _languages(config, texts, language)
     letters = [_letters(config, text, code) for text, code in zip(texts, languages)]
     texts = [join_letters(own) or text for own, text in zip(letters, texts)]
-    lengths = [frames or (frames_needed(own) if own else config.frames) for own in letters]
+    lengths = [frames or _frames_of(config, text, own) for text, own in zip(texts, letters)]
     made = [frames or max(T, config.frames) for T in lengths]
     window = 0 if whole or config.text_position == 'frame' else min(config.frames, frames or config.frames)
     plan = plan_windows(made, window, batch) if window else _plan_batches(made, batch)

@@ -41,7 +41,7 @@ class Settings:
     store: str = _setting('auto', 'where clips are while training: memory, shards (on disk), or auto: by their size')
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     skip: int = _setting(0, 'own poses: frames left out at the start of each recording')
-    fps: float = _setting(12.0, 'own videos: frames a second; longer clips are squeezed into `frames`')
+    fps: float = _setting(12.0, 'own videos: frames a second; clips keep their length and speed')
     sentences: int = _setting(0, 'own clips of single signs: compose so many sentences of them; 0: clips as they are')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
@@ -59,10 +59,10 @@ class Settings:
     heads: int = _setting(4, 'attention heads')
     objective_name: str = _setting('auto', 'flow, epsilon, or auto: flow, except where a variance is predicted')
     text_depth: int = _setting(1, 'layers of the text encoder')
-    text_position: str = _setting('frame', "frame: words that fit; place: texts of any length, on the text's axis")
+    text_position: str = _setting('auto', 'frame: words that fit; place: any length; auto: place for own clips')
     text_cond: bool = _setting(True, "text also into each frame's adaLN (False: only through cross-attention)")
     image_steps: int = _setting(1500, 'optimiser steps of the image stage')
-    steps: int = _setting(80, 'optimiser steps of the video stage')
+    steps: int = _setting(80, 'optimiser steps of the video stage; 0: as many as fit into `minutes`')
     minutes: float = _setting(3.0, 'stop after so many, wherever the steps are; `resume` goes on. 0: no limit')
     image_batch: int = _setting(32, 'images a step')
     batch: int = _setting(4, 'clips a step')
@@ -263,7 +263,9 @@ def _pretrained_config(self: Settings) -> dict:  # of the model; {} for none, an
 def on_axis(self: Settings) -> bool:
     "Do frames find letters by their place? Raises ValueError for a video checkpoint whose frames do not."
     config = self._pretrained_config()
-    theirs = config.get('text_position', 'frame') if config.get('kind') == 'VideoDiT' else self.text_position
+    fresh = self.text_position
+    if fresh == 'auto': fresh = 'place' if resolve_data(self.data) else 'frame'
+    theirs = config.get('text_position', 'frame') if config.get('kind') == 'VideoDiT' else fresh
     if self.text_position == 'place' and theirs != 'place':
         raise ValueError(f'text_position=place: {self.pretrained} finds letters by frame; start from an image model')
     return theirs == 'place'
@@ -290,7 +292,8 @@ def recipe(self: Settings,
            ) -> Recipe:
     "What decides this stage. Raises ValueError as `Recipe` does."
     image = stage == 'image'
-    return Recipe(steps=self.image_steps if image else self.steps, lr=self.image_lr if image else self.lr,
+    steps = self.steps or (self.minutes > 0)                            # 0: told when their speed is known
+    return Recipe(steps=self.image_steps if image else int(steps), lr=self.image_lr if image else self.lr,
                   grad_clip=self.clip, backbone_lr_scale=self.backbone, precision=precision, seed=self.seed,
                   accumulation=self.accumulation, frame_chunk=0 if image else self.frame_chunk)
 
@@ -311,8 +314,8 @@ def _check_data(self: Settings) -> None:
         raise ValueError(f'store is {self.store!r}: use memory, shards or auto')
     if self.framing not in ('cover', 'pad'): raise ValueError(f'framing is {self.framing!r}: use cover or pad')
     if not self.fps > 0: raise ValueError(f'fps is {self.fps}: give a positive number')
-    if self.text_position not in ('frame', 'place'):
-        raise ValueError(f'text_position is {self.text_position!r}: use frame or place')
+    if self.text_position not in ('auto', 'frame', 'place'):
+        raise ValueError(f'text_position is {self.text_position!r}: use auto, frame or place')
     on_axis = self.on_axis
     own = resolve_data(self.data)
     if self.sentences: self._check_sentences(own, on_axis)
@@ -376,3 +379,41 @@ def check_memory(self: Settings,
 def _check_room(need: int, room: int, what: str, lower: str) -> None:  # bytes
     if need <= room: return
     raise ValueError(f'{what} need {need / 2**30:,.1f} GiB of memory, there are {room / 2**30:,.1f}: lower {lower}')
+
+# %% ../nbs/05f_settings.ipynb #own-defaults-05f
+_OWN_SHAPE = dict(cuda=dict(size=128, patch_size=16, width=384, depth=6, heads=6),
+                  cpu=dict(size=64, patch_size=16, width=192, depth=4, heads=4))
+_OWN_TRAINING = dict(cuda=dict(frames=24, image_steps=1500, image_batch=512, image_lr=1.5e-3, steps=0, batch=64,
+                               lr=1e-3, minutes=10., log_every=100, sample_every=2000),
+                     cpu=dict(frames=24, image_steps=300, image_batch=64, image_lr=2e-3, steps=0, batch=8, lr=1e-3,
+                              minutes=30., sample_every=500))
+
+
+@patch
+def with_own_defaults(self: Settings) -> 'Settings':
+    "For own clips: what was not given as it suits them and the machine. Raises as `resolve_data` does."
+    if self.resume or resolve_data(self.data) is None: return self
+    device = pick_device(self.device).type
+    chosen = dict(_OWN_TRAINING[device])
+    if 'pretrained' not in self.given:
+        chosen |= dict(pretrained='', stage='both')
+        if not self.vae: chosen |= _OWN_SHAPE[device]
+    if 'steps' in self.given and 'minutes' not in self.given: chosen['minutes'] = 0.
+    return Settings(**chosen | self.given)
+
+# %% ../nbs/05f_settings.ipynb #forecast-05f
+_TRIED = 1400  # times that each text was seen in a trial
+
+
+@patch
+def forecast(self: Settings,
+             texts: int,  # how many different ones there are
+             ) -> str:
+    "What the planned steps amount to."
+    seen = self.steps * self.batch / texts
+    out = f'video: {self.steps:,} steps of {self.batch} windows: each of {texts:,} texts is seen {seen:,.0f} times'
+    if seen >= _TRIED: return out
+    name = 'minutes' if self.minutes else 'steps'
+    more = getattr(self, name) * _TRIED / seen
+    return (f'{out}. That is short: expect the signer, and hands blurred or wrong ({_TRIED:,} times made some of '
+            f'151 signs right, most not yet; for as many -p {name} {more:,.0f})')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['peak_matmul_flops', 'peak_memory_gib', 'fits_in_memory', 'find_memory_settings', 'out_of_memory_message',
-           'graphed_step', 'warm_up', 'launch']
+           'graphed_step', 'warm_up', 'seconds_a_step', 'launch']
 
 # %% ../nbs/05c_speed.ipynb #c-imports
 import os
@@ -157,6 +157,23 @@ def _compile(tr: Trainer, frame_chunk: int) -> None:
     compile_blocks(tr.model, frame_chunk)
     tr.add_noise = torch.compile(tr.add_noise)
     tr.item_loss = torch.compile(tr.item_loss)
+
+# %% ../nbs/05c_speed.ipynb #c-seconds
+def seconds_a_step(
+    tr: Trainer,
+    batches: Batches,
+    steps: int = 3,  # that are timed, after a first one
+) -> float:
+    "How long a training step takes; its gradients are thrown away, so the weights are what they were."
+    if tr.device.type == 'cuda': warm_up(tr, batches)
+    for i in range(1 + steps):
+        if i == 1:
+            if tr.device.type == 'cuda': torch.cuda.synchronize()
+            start = time.perf_counter()
+        (tr.graph or tr.forward_backward)(tr.prepare_batch(batches, tr.step))
+    tr.optimizer.zero_grad(set_to_none=True)
+    if tr.device.type == 'cuda': torch.cuda.synchronize()
+    return (time.perf_counter() - start)/steps
 
 # %% ../nbs/05c_speed.ipynb #c-launch
 def launch(

@@ -24,10 +24,10 @@ from .preflight import Check, preflight
 from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data,
                                preview, read_pretrained, score, score_table)
 from .runs import keep_content, keep_places, open_run, start_run
-from .settings import Settings
+from .settings import Settings, resolve_data
 from .shards import StoredFrames
 from .speed import (find_memory_settings, launch, out_of_memory_message, peak_matmul_flops,
-                             peak_memory_gib, warm_up)
+                             peak_memory_gib, seconds_a_step, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
 from .trainer import Trainer, ValLoss, interruptible, list_checkpoints
@@ -296,6 +296,19 @@ def check_model(self: Stage, trainer: Trainer, batches: Batches) -> list[Check]:
     for c in failed: print(f'preflight: {c.what} is {c.value}, normal is {c.normal}; {c.otherwise}')
     return checks
 
+# %% ../nbs/05i_fit.ipynb #choose-05h
+@patch
+def choose_steps(self: Stage, trainer: Trainer, batches: Batches) -> None:
+    "How many steps fit, where none were given; for own clips also whether they suffice."
+    settings = self.settings
+    if not settings.steps:
+        if trainer.world > 1: raise ValueError('steps=0 is measured in one process: give steps, or processes=1')
+        fitting = 54 * self.minutes / seconds_a_step(trainer, batches)  # the rest of a minute is for previews
+        trainer.recipe.steps = settings.steps = max(1, int(fitting))
+        start_run(self.folder, asdict(settings))
+    if resolve_data(settings.data) and trainer.rank == 0:
+        print(settings.forecast(len(set(self.data.clips.texts))), flush=True)
+
 # %% ../nbs/05i_fit.ipynb #train-stage-05h
 def train_stage(stage: Stage,
                 accelerator=None,  # of the library accelerate, where this is one of several processes
@@ -312,6 +325,7 @@ def train_stage(stage: Stage,
     if trainer.rank == 0: stage.announce(trainer, batches, report)
     if list_checkpoints(stage.folder, stage.name): trainer.resume(stage.folder, stage.name)
     checks = stage.check_model(trainer, batches)
+    if not stage.images: stage.choose_steps(trainer, batches)
     callbacks = stage.make_callbacks(trainer)
     fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **stage.arguments())
     return checks
