@@ -211,6 +211,7 @@ def _cut(self: PoseReport) -> list:  # a sentence, or none
 # %% ../nbs/00l_poses.ipynb #pos-notes
 def _notes(sources: list,  # that were read
            jumps: int,  # in how many the first frame stands apart
+           skip: int,  # frames that were left out before it
            ) -> list:  # sentences
     counts = Counter(source.text for source in sources)
     single = sorted(text for text, count in counts.items() if count == 1)
@@ -220,7 +221,7 @@ def _notes(sources: list,  # that were read
         some = ', '.join(single[:8]) + (', ...' if len(single) > 8 else '')
         notes.append(f'{len(single)} words have one take only: {some}')
     if jumps:
-        notes.append(f'in {jumps} clips the first frame stands far from the second: skip=1 leaves it out')
+        notes.append(f'in {jumps} clips the first frame stands far from the second: skip={skip + 1} leaves it out')
     return notes
 
 # %% ../nbs/00l_poses.ipynb #pos-gather
@@ -240,7 +241,7 @@ def _gather(sources: list, problems: list, job: _Job, frames: int | None, worker
         if missing:
             unseen[source.name] = missing
     count = frames or max(lengths, default=0)
-    report = PoseReport(len(kept), problems, unseen, lengths, count, _notes(kept, jumps))
+    report = PoseReport(len(kept), problems, unseen, lengths, count, _notes(kept, jumps, job.skip))
     return (_stack(films, kept, count, job.fps) if kept else None), report
 
 # %% ../nbs/00l_poses.ipynb #pos-stack
