@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import __version__
 from .core import one_line
-from .outputs import FORMATS, ClipWriter, check_writable, output_paths, read_lines
+from .outputs import FORMATS, ClipWriter, check_writable, output_paths, read_texts
 
 SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 
@@ -27,11 +27,12 @@ def _cleaned(texts: list[str]) -> list[str]:  # as `one_line` has them
     if not all(texts): raise ValueError('there is no letter to spell in an empty text')
     return texts
 
-def _requested_texts(a) -> list[str]:
+def _requested_texts(a) -> tuple: # texts, and the language of each or None
     "`--text` and `--texts` together. Raises ValueError for none, or an empty one."
-    texts = (a.text or []) + (read_lines(a.texts) if a.texts else [])
-    if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a word on each line')
-    return _cleaned(texts)
+    lines, codes = read_texts(a.texts) if a.texts else ([], [])
+    texts = _cleaned((a.text or []) + lines)
+    if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a text on each line')
+    return texts, [code or a.language for code in [None]*(len(texts) - len(lines)) + codes]
 
 # %% ../nbs/09a_cli.ipynb #056-09a
 def _run_render(a) -> None:  # a: parsed arguments
@@ -53,28 +54,31 @@ def _run_render(a) -> None:  # a: parsed arguments
 def _run_sample(a) -> None:
     "Sample clips of texts."
     from text2sign.core import pick_device
-    from text2sign.outputs import check_time, clips_at_once
-    from text2sign.panel import length_warning, load_video
+    from text2sign.outputs import check_time, clips_at_once, length_warning
+    from text2sign.panel import load_video
     from text2sign.sample import clip_frames
-    texts = _requested_texts(a)
+    texts, codes = _requested_texts(a)
     paths = output_paths(texts, a.out)
     model = load_video(a.checkpoint, pick_device(a.device))
     check_writable(paths)
-    lengths = [clip_frames(model.config, text) for text in texts]           # or an error for what has no letters
+    lengths = [clip_frames(model.config, *pair) for pair in zip(texts, codes)] # or an error for what has no letters
     if a.frames: lengths = [a.frames]*len(texts)
     if warning := length_warning(model.config, texts): print(f'text2sign: warning: {warning}', file=sys.stderr)
     how = dict(guidance=a.guidance, seed=a.seed, sampler=a.sampler)
     batch = clips_at_once(model, max(lengths), a.force)
-    if not a.force: check_time(model, texts, lengths, a.steps, **how)
-    _sample(model, texts, paths, a, dict(steps=a.steps, **how), batch)
+    if not a.force: check_time(model, texts, lengths, a.steps, **how, language=codes[0])
+    _sample(model, texts, codes, paths, a, dict(steps=a.steps, **how), batch)
 
 # %% ../nbs/09a_cli.ipynb #sample2-09a
-def _sample(model, texts, paths, a, how: dict, batch: int) -> None: # how: as `generate` takes it
+def _sample(model, texts, codes, paths, a, how: dict, batch: int) -> None: # how: as `generate` takes it
     "Write each clip as soon as it is made; what is written stays when sampling is interrupted."
     from text2sign.sample import generate
     writer = ClipWriter(paths, fps=model.config.fps, height=a.height, speed=a.speed)
-    def on_clip(i, clip): writer.write_clip(i, clip, dict(text=texts[i]) | how | dict(checkpoint=str(a.checkpoint)))
-    try: generate(model, texts, frames=a.frames, **how, batch=batch, on_clip=on_clip, progress=sys.stderr.isatty())
+    def on_clip(i, clip):
+        language = {'language': codes[i]} if codes[i] else {}
+        writer.write_clip(i, clip, dict(text=texts[i]) | language | how | dict(checkpoint=str(a.checkpoint)))
+    how_shown = dict(batch=batch, on_clip=on_clip, progress=sys.stderr.isatty())
+    try: generate(model, texts, frames=a.frames, language=codes, **how, **how_shown)
     finally: writer.finish()
 
 # %% ../nbs/09a_cli.ipynb #058-09a
@@ -95,37 +99,19 @@ def _load_or_graft(name):  # as `find_checkpoint` takes it -> `VideoDiT`
     print(f'an image checkpoint, grafted into a video model: {report}')
     return model
 
-# %% ../nbs/09a_cli.ipynb #clips-like-09a
-def _clips_like(model,  # `VideoDiT`
-               data: str = '',  # a file of `Clips`; '': words of the renderer
-              ):  # `Clips` of the model's size and channels
-    "Clips to try a model on. Raises ValueError for clips that do not fit it."
-    from text2sign.clips import Clips
-    from text2sign.words import spell
-    config, size, channels = model.config, model.size, model.channels
-    if not data and channels != 3:
-        raise ValueError(f'this model works on latents of {channels} channels: give some with --data clips.npz')
-    words = ['HI', 'ZOE', 'CAB', 'JO']
-    look = dict(crop=config.crop or 'hand', language=config.language or 'ase', look=config.look)
-    clips = Clips.load(data) if data else spell(words, 14, size, seed=1, **look, cache=False, progress=False)
-    if not len(clips): raise ValueError(f'{data} holds no clips')
-    height, width, depth = clips.frames.shape[2:]
-    if (height, width, depth) != (size, size, channels):
-        raise ValueError(f'clips of {height}x{width}x{depth} do not fit a model of {size}x{size}x{channels}')
-    return clips
-
 # %% ../nbs/09a_cli.ipynb #run-check-09a
 def _run_check(a) -> int:  # 1 if a check fails
     "Run the preflight on a checkpoint and print its lines."
     from text2sign.batches import Batches
     from text2sign.core import pick_device
     from text2sign.diffusion import get_objective
-    from text2sign.preflight import preflight
+    from text2sign.preflight import preflight, trial_clips
     from text2sign.trainer import Recipe, Trainer
     device = pick_device(a.device)
     model = _load_or_graft(a.checkpoint).to(device)
     objective = get_objective(model.config.objective_name, model.learn_sigma)
-    batches = Batches(_clips_like(model, a.data), False, 4, device=device)
+    window = 0 if model.config.text_position == 'frame' else model.config.frames
+    batches = Batches(trial_clips(model, a.data), False, 4, device=device, tokenize=model.tokenize, window=window)
     checks = preflight(Trainer(model, objective, Recipe(1000, a.lr)), batches)
     for c in checks:
         advice = '' if c.ok else f'; normal is {c.normal}: {c.otherwise}'
@@ -134,20 +120,22 @@ def _run_check(a) -> int:  # 1 if a check fails
 
 # %% ../nbs/09a_cli.ipynb #readers-09a
 def _find_readers(folder,  # None: where names are looked up
-                 device) -> list:
+                 device,
+                 crop: str = 'hand',  # of the clips
+                ) -> list:
     "The two readers. Raises FileNotFoundError saying how to make them."
     from text2sign.core import checkpoint_dirs
     from text2sign.reader import load_readers
     for place in [folder] if folder else checkpoint_dirs():
-        try: return load_readers(place, device)
+        try: return load_readers(place, device, crop)
         except FileNotFoundError: continue
-    make = 'python -c "from text2sign.reader import make_readers; make_readers(\'hand\')"'
+    make = f'python -c "from text2sign.reader import make_readers; make_readers(\'{crop}\')"'
     raise FileNotFoundError(f'no readers in {folder or "checkpoints/"}; make them (minutes on a GPU): {make}')
 
 # %% ../nbs/09a_cli.ipynb #comparable-09a
 def _check_comparable(path, config) -> None:  # a checkpoint and its `ModelConfig`
     "Raises ValueError where the readers, or reference clips, cannot be compared with the model's clips."
-    if config.language != 'ase':
+    if config.language != 'ase' and not config.vocabulary:
         raise ValueError(f'{path} signs {config.language or "an unknown language"}; the readers know ase only')
     missing = ' and its '.join(name for name in ('crop', 'frames') if not getattr(config, name))
     if missing:
@@ -159,6 +147,13 @@ def _redraw(config, texts: list[str], frames: int):  # -> uint8 (N, T, H, W, 3)
     "The renderer in the model's place: nothing learned, another style than that of the reference clips."
     from text2sign.words import spell
     return spell(texts, frames, config.size, config.crop, 13, progress=False, look=config.look).frames
+
+# %% ../nbs/09a_cli.ipynb #ee459796
+def _evaluate_texts(a, model, readers) -> None:
+    "The scoreboard of a model of texts of any length, a line as soon as it is known."
+    from text2sign.judging import save_scoreboard, text_scoreboard
+    rows = text_scoreboard(model, readers, a.words, a.language and [a.language], a.steps, a.guidance, log=print)
+    if a.out: save_scoreboard(rows, a.out, dict(checkpoint=str(a.checkpoint), steps=a.steps, guidance=a.guidance))
 
 # %% ../nbs/09a_cli.ipynb #run-evaluate-09a
 def _run_evaluate(a) -> None:
@@ -173,10 +168,11 @@ def _run_evaluate(a) -> None:
     from text2sign.scoreboard import reference_clips, scoreboard, training_words
     device = pick_device(a.device)
     if a.out: check_writable([Path(a.out)])
-    readers = _find_readers(a.readers, device)
     path = find_checkpoint(a.checkpoint)
     model = load_video(path, device)
     _check_comparable(path, model.config)
+    readers = _find_readers(a.readers, device, model.config.crop)
+    if model.config.vocabulary: return _evaluate_texts(a, model, readers)
     trained = training_words(path)
     if not a.force: check_evaluation_time(model, trained['max_letters'], a.words, a.steps, a.guidance)
     clips, nearest = reference_clips(model.config, trained, a.words)
@@ -299,8 +295,11 @@ def _add_look(p) -> None:
 
 # %% ../nbs/09a_cli.ipynb #train-parser-09a-2
 def _add_sample(p) -> None:
-    p.add_argument('--text', action='append', metavar='WORD', help='what to sign; may be given again')
-    p.add_argument('--texts', metavar='FILE', help='a text file with a word on each line')
+    p.add_argument('--text', action='append', metavar='TEXT', help='a word, a name or a phrase; may be given again')
+    p.add_argument('--texts', metavar='FILE', help='a text on each line; its language and a tab may stand before it')
+    p.add_argument('--language', metavar='CODE',
+                   help='ISO 639-3 code of the alphabet, such as gsg (a wrong one lists all); without it the '
+                        'only one that the checkpoint knows, or ase')
     _add_sampling(p)
     _add_drawing(p)
     p.add_argument('--sampler', default='auto', metavar='NAME', choices=SAMPLERS,
@@ -314,9 +313,10 @@ def _add_evaluate(p) -> None:
     _add_sampling(p)
     p.add_argument('--words', type=bounded(int, 1), default=500,
                    help='of each list: seen in training, unseen, with unseen bigrams, longer')
+    p.add_argument('--language', metavar='CODE', help='of several languages judge this one only')
     p.add_argument('--readers', metavar='FOLDER',
                    help='where reader-conv and reader-points are; without it: checkpoints/')
-    p.add_argument('--out', metavar='FILE', help='also write the scoreboard as .csv')
+    p.add_argument('--out', metavar='FILE', help='also write the scoreboard: .csv, or .json of texts of any length')
 
 # %% ../nbs/09a_cli.ipynb #check-parser-09a
 def _add_check(p) -> None:
@@ -358,7 +358,8 @@ COMMANDS['train'] = Command(
 COMMANDS['sample'] = Command(
     'make clips from words', 'Prints the path of each clip, in the order of the words.',
     ['sample --text ZOE', 'sample --text ZOE --text CHEESE --out clips', 'sample --texts words.txt --out clips',
-     'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif'],
+     'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif',
+     'sample --text "la calle" --language ssp --checkpoint latest'],
     _add_sample, _run_sample)
 COMMANDS['look'] = Command(
     'see what would be trained on: films, crops, kept windows, texts, warnings first',
@@ -370,7 +371,8 @@ COMMANDS['look'] = Command(
 # %% ../nbs/09a_cli.ipynb #commands-b-09a
 COMMANDS['evaluate'] = Command(
     "read a model's clips back: the scoreboard",
-    'For models of American Sign Language (ase). Many clips are made: minutes on a GPU, hours on a CPU unless '
+    'For models of American Sign Language (ase), and of texts of any length: these are judged in all languages that '
+    'they know, the others with a 25th of the words. Many clips are made: minutes on a GPU, hours on a CPU unless '
     '--words is small, so that --force is needed.',
     ['evaluate --words 20', 'evaluate --checkpoint latest --out board.csv'],
     _add_evaluate, _run_evaluate)

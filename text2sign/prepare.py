@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .axis import known_languages
 from .checkpoint import find_checkpoint, read_checkpoint
 from .clips import Clips
-from .core import pick_device
+from .core import pick_device, shipped_dir
 from .dit import DiT, ModelConfig, check_shape, shape_of
 from .finite import check_data
+from .lexicon import LANGUAGES
 from .runs import fingerprint, part_digest
 from .settings import Settings, resolve_data
 from .shards import StoredFrames, holds_shards, open_shards, store_clips
 from .text import encode_frozen
-from .texts import LENGTHS, parse_languages, training_texts, unseen_texts
+from .texts import LENGTHS, parse_languages, training_texts, unseen_pairs, unseen_words
 from .video import VideoDiT
 from .words import VERSION, spell, splits
 
@@ -35,6 +37,8 @@ class TrainingData:
     val: Clips  # held out: validation loss, previews
     about: dict  # fields of the model's `ModelConfig`
     words: list = field(default_factory=list)  # unseen words, to generate and read back
+    languages: list = None  # of each of them; None: there is one
+    known: tuple = ((), ())  # words, languages: what the model could spell before it was taught another language
     content: dict = field(default_factory=dict)  # what `fingerprint` gives
 
     @property
@@ -118,23 +122,15 @@ def _no_score(settings: Settings) -> int:
     return 0
 
 # %% ../nbs/05h_prepare.ipynb #axis-05g
-def _axis_data(settings: Settings) -> TrainingData:
+def _axis_data(settings: Settings, config: ModelConfig | None = None) -> TrainingData:
     "Parts of clips of texts of any length, in one language or several."
     languages = parse_languages(settings.data)
     train = training_texts(settings.words, languages, settings.seed, settings.max_letters)
-    val = _unseen_pairs(languages, 64)
+    val = unseen_pairs(languages, 64, settings.max_letters)
     clips = _draw_parts(settings, *train, settings.seed + 1, store=True)
     held_out = _draw_parts(settings, *val, settings.seed + 2)
     about = dict(look=settings.look, crop=settings.crop, words=settings.words, max_letters=settings.max_letters)
-    return TrainingData(clips, held_out, about, _axis_words(settings))
-
-
-def _unseen_pairs(languages: list[str], count: int) -> tuple:  # texts, codes
-    "Texts of all lengths, the languages in turn."
-    lists = {code: unseen_texts(code, 12) for code in languages}
-    names = [*LENGTHS, 'phrases']
-    pairs = [(lists[code][name][k], code) for k in range(12) for name in names for code in languages]
-    return tuple(map(list, zip(*pairs[:count])))
+    return TrainingData(clips, held_out, about, *_axis_words(settings, languages), _known_words(settings, config))
 
 # %% ../nbs/05h_prepare.ipynb #axis-draw-05g
 _CACHED = 2**31  # bytes; a larger set takes longer to pack than to draw
@@ -148,14 +144,25 @@ def _draw_parts(settings: Settings, texts: list[str], codes: list[str], seed: in
     pairs = list(zip(texts, codes))
     return store and _draw_stored(settings, pairs, seed, draw) or draw(pairs, seed)
 
+# %% ../nbs/05h_prepare.ipynb #6d8a986c
+def _readable(crop: str) -> list[str]:
+    "The languages that the readers of a crop know, where there are such readers."
+    from text2sign.reader import reader_path
+    if crop == 'hand': return ['ase']
+    return list(LANGUAGES) if reader_path(shipped_dir(), crop, 'conv').exists() else []
+
+# %% ../nbs/05h_prepare.ipynb #453d3bbe
+def _axis_words(settings: Settings, languages: list[str]) -> tuple:  # words, languages
+    "Unseen words of 2 to 20 letters, as many of each length; none where no reader reads them."
+    if not set(languages) <= set(_readable(settings.crop)): return [''][:_no_score(settings)], None
+    return unseen_words(languages, settings.score_words, settings.max_letters)
+
 # %% ../nbs/05h_prepare.ipynb #axis-words-05g
-def _axis_words(settings: Settings) -> list[str]:
-    "Unseen words of 2 to 20 letters, a third of each length; [] where no reader reads them."
-    if settings.data != 'ase' or settings.crop != 'hand': return [''][:_no_score(settings)]
-    lists = unseen_texts('ase', max(3, settings.score_words))
-    count = -(-settings.score_words // 3)
-    words = [word for name in ('2-6', '7-12', '13-20') for word in lists[name][:count]]
-    return words[:settings.score_words]
+def _known_words(settings: Settings, config: ModelConfig | None) -> tuple:  # words, languages
+    "Short words in the languages of the checkpoint, where a new one is taught: half as many as are read back."
+    before = known_languages(config.vocabulary) if config else []
+    if not before or not set(parse_languages(settings.data)) - set(before): return (), ()
+    return unseen_words(before[:settings.score_words // 2], settings.score_words // 2, 6)
 
 # %% ../nbs/05h_prepare.ipynb #vocabulary-05g
 def _count_in(clips: Clips, vocabulary: tuple) -> Clips:
@@ -244,7 +251,7 @@ def prepare_data(settings: Settings,
     path = resolve_data(settings.data)
     parts = {name: part_digest(name, getattr(settings, name), settings.device) for name in ('vae', 'encoder')}
     if path: data = _own_data(settings, path)
-    else: data = _axis_data(settings) if settings.on_axis else _corpus_data(settings, config)
+    else: data = _axis_data(settings, config) if settings.on_axis else _corpus_data(settings, config)
     if not data.content:
         data.content = dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
     data.content |= parts
@@ -258,6 +265,7 @@ def prepare_data(settings: Settings,
         vocabulary = _join_vocabulary(data, config) if _has_units(data.clips) else ()
         data.about |= dict(text_position='place', vocabulary=vocabulary)
         frames = min(frames, settings.frames)
+        if config and config.text_position == 'place': frames = max(frames, config.frames)  # of a window in sampling
     clips = data.clips
     data.about |= dict(alphabet=clips.alphabet, language=clips.language, fps=clips.fps, frames=frames, vae=clips.vae)
     return data
@@ -323,7 +331,7 @@ def preview(model: DiT,
     from text2sign.sample import generate, generate_images
     if isinstance(model, VideoDiT):
         texts = data.val.texts[:3]
-        return list(zip(texts, generate(model, texts, steps=10, **_how_long(data, data.val[:3]))))
+        return list(zip(texts, generate(model, texts, steps=10, **_how_long(data, data.val[:3].languages))))
     letters = data.clips.alphabet[:6]
     captions = letters or ['any']
     classes = torch.arange(1, len(letters) + 1) if letters else torch.tensor([model.classes])
@@ -331,21 +339,23 @@ def preview(model: DiT,
     return list(zip(captions, images[:, None]))
 
 # %% ../nbs/05h_prepare.ipynb #how-long-05g
-def _how_long(data: TrainingData, clips: Clips | None = None) -> dict:  # arguments of `generate`
+def _how_long(data: TrainingData, languages: list | None) -> dict:  # arguments of `generate`
     "As long as the clips of training; on the text's axis as long as a text needs, in its language."
     if data.about.get('text_position') != 'place': return dict(frames=data.frames)
-    if clips is not None: return dict(language=clips.languages)
-    return dict(language='ase' if data.about['vocabulary'] else None)
+    return dict(language=languages)
 
 # %% ../nbs/05h_prepare.ipynb #score-05g
 def read_back(frames,  # uint8 (N, T, H, W, 3)
               words: list[str],  # what each clip should spell
               device='cpu',
+              crop: str = 'hand',  # of the clips
+              languages: list | None = None,  # of the words
               ) -> dict:  # cer, cer_second, cer_shuffled, word_accuracy: shares
     "Character error rates of clips, by the two readers that ship."
     from text2sign.evaluate import cer, word_accuracy
     from text2sign.reader import load_readers
-    first, second = (reader.transcribe(frames) for reader in load_readers(device=device))
+    readers = load_readers(device=device, crop=crop)
+    first, second = (reader.transcribe(frames, languages=languages) for reader in readers)
     shuffled = words[1:] + words[:1]
     scores = dict(cer=cer(first, words), cer_second=cer(second, words)) | _cer_by_length(first, words)
     return scores | dict(cer_shuffled=cer(first, shuffled), word_accuracy=word_accuracy(first, words))
@@ -368,12 +378,18 @@ def score(model: DiT,
     "Generate the unseen words and read them back."
     from text2sign.sample import generate
     if not data.words or not isinstance(model, VideoDiT): return {}
-    frames = generate(model, data.words, steps=steps, batch=batch, **_how_long(data))
-    return read_back(frames, data.words, model.pos_embed.device)
+    device, crop = model.pos_embed.device, model.config.crop or 'hand'
+    how = dict(steps=steps, batch=batch)
+    frames = generate(model, data.words, **how | _how_long(data, languages=data.languages))
+    scores = read_back(frames, data.words, device, crop, data.languages)
+    words, languages = data.known
+    if not words: return scores
+    frames = generate(model, words, language=languages, **how)
+    return scores | dict(cer_known=read_back(frames, words, device, crop, languages)['cer'])
 
 # %% ../nbs/05h_prepare.ipynb #table-05g
 _COLUMNS = dict(cer='CER', cer_second='second reader', cer_shuffled='shuffled text', word_accuracy='words right',
-                val_loss='validation loss')
+                cer_known='CER of languages known before', val_loss='validation loss')
 
 
 def score_table(history: list[dict],  # of the video stage
@@ -384,9 +400,10 @@ def score_table(history: list[dict],  # of the video stage
     scored = [row for row in history if 'cer' in row]
     if not scored: return {}
     frames = None if data.about.get('text_position') == 'place' else data.frames
-    clips = spell(data.words, frames, settings.size, settings.crop, settings.seed + 2, settings.data,
-                  look=settings.look, progress=False)
-    reference = read_back(clips.frames, clips.texts, pick_device(settings.device))
+    language = dict(languages=data.languages) if data.languages else dict(language=settings.data)
+    clips = spell(data.words, frames, settings.size, settings.crop, settings.seed + 2, look=settings.look,
+                  progress=False, **language)
+    reference = read_back(clips.frames, clips.texts, pick_device(settings.device), settings.crop, data.languages)
     rows = {'before': scored[0], 'after': scored[-1], 'reference clips': reference}
     return {name: _in_words(row) for name, row in rows.items()}
 

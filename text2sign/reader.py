@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'RECIPES', 'FrameEncoder', 'ConvContext', 'SpatialSoftmaxEncoder', 'PointContext', 'ReaderConfig', 'Reader',
            'reader_texts', 'reader_alphabet', 'reader_dataset', 'augment', 'fit_reader', 'train_reader', 'load_reader',
-           'ceilings', 'make_readers', 'load_readers']
+           'ceilings', 'reader_path', 'make_readers', 'load_readers']
 
 # %% ../nbs/07a_reader.ipynb #d4dc67f6
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .axis import language_letters, only_language
+from .axis import default_language, language_letters
 from .checkpoint import read_checkpoint, save_tensors
 from .core import autocast_bf16, pick_device, progress_bar, shipped_dir, workspace
 from .evaluate import as_pixels, cer, collapse_labels
@@ -165,7 +165,7 @@ def _codes(self: Reader,
           ) -> list[str]: # a code a clip; '' for a reader of a plain alphabet
     "Raises ValueError where the languages do not fit."
     several = SPACE in self.config.alphabet
-    if languages is None: languages = only_language(self.config.alphabet) if several else 'ase'
+    if languages is None: languages = default_language(self.config.alphabet) if several else 'ase'
     codes = [languages]*count if isinstance(languages, str) else list(languages)
     if len(codes) != count: raise ValueError(f'there are {len(codes)} languages for {count} clips: give one a clip')
     if not several and set(codes) - {'ase'}:
@@ -196,7 +196,7 @@ def _only(logits: Tensor,  # (B,T,1+letters)
 def frame_labels(self: Reader,
                  frames,       # uint8 (N,T,H,W,3), of any size
                  batch: int = 64, # clips of 32 frames at a time
-                 languages=None,  # ISO 639-3: of all clips, or a list with one of each; None: the only one it knows
+                 languages=None,  # ISO 639-3 of all clips, or of each; None: the only one, of several ase
                 ) -> np.ndarray: # int64 (N,T): 0 in transitions, else 1 + index in the alphabet
     "The label of every frame. A clip's labels do not depend on the clips around it."
     device = self.head.weight.device
@@ -238,11 +238,12 @@ def reader_texts(n: int = 6000,   # how many, over all languages
     kept = [(text, code) for text, code in pairs if code != 'ase' or not taken & set(text.split())]
     return tuple(map(list, zip(*kept)))
 
-# %% ../nbs/07a_reader.ipynb #4a77be48
+# %% ../nbs/07a_reader.ipynb #67b2267d
 def reader_alphabet(codes) -> tuple: # units
     "The letters of some languages, in the order of `LANGUAGES`."
     return vocabulary({code: load_lexicon(code).alphabet for code in LANGUAGES if code in codes})
 
+# %% ../nbs/07a_reader.ipynb #4a77be48
 def reader_dataset(texts: list[str],
                    codes: list[str],     # the language of each
                    size: int,            # pixels a side
@@ -325,12 +326,13 @@ def fit_reader(reader: Reader,
         opt.step()
         schedule.step()
 
-# %% ../nbs/07a_reader.ipynb #d28190b9
+# %% ../nbs/07a_reader.ipynb #7eec6114
 def _seeded_reader(seed: int, *args) -> Reader: # args: of `Reader`
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Reader(*args)
 
+# %% ../nbs/07a_reader.ipynb #d28190b9
 def _held_out(reader: Reader, texts: list, codes: list, crop: str, seed: int) -> dict:
     "The CER of whole clips."
     clips = spell(texts, None, reader.config.size, crop, seed, wide=True, languages=codes, cache=False, progress=False)
@@ -417,7 +419,7 @@ RECIPES = dict(hand=dict(crops=('hand', 'bust'), size=64, width=24, batch=64), #
                signer=dict(crops=('signer',), size=128, width=16))
 _LISTED = dict(hand=['ase'], signer=list(LANGUAGES))                           # languages that a pair reads
 
-def _reader_path(folder, crop: str, kind: str) -> Path:
+def reader_path(folder, crop: str, kind: str) -> Path:
     about = '' if crop in ('hand', 'bust') else f'{crop}-'
     return Path(folder)/f'reader-{about}{kind}.safetensors'
 
@@ -438,7 +440,7 @@ def make_readers(crop: str = 'signer', # one of `RECIPES`
     for i, reader in enumerate(readers):
         own = {code: {name: errors[i] for name, errors in row.items()} for code, row in table.items()}
         reader.config.held_out |= dict(ceilings=own)
-    return [reader.save(_reader_path(folder, crop, reader.config.kind)) for reader in readers]
+    return [reader.save(reader_path(folder, crop, reader.config.kind)) for reader in readers]
 
 # %% ../nbs/07a_reader.ipynb #c9dc34cb
 def load_readers(folder=None, # None: the shipped ones
@@ -447,4 +449,4 @@ def load_readers(folder=None, # None: the shipped ones
                 ) -> list[Reader]: # `conv` first
     "The two readers of a folder that `make_readers` wrote. Raises FileNotFoundError where one is missing."
     folder = Path(folder or shipped_dir())
-    return [load_reader(_reader_path(folder, crop, kind), device) for kind in KINDS]
+    return [load_reader(reader_path(folder, crop, kind), device) for kind in KINDS]

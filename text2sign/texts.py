@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'is_test_word', 'possible_pairs', 'held_out_pairs', 'known_words', 'parse_languages', 'training_texts',
-           'unseen_texts', 'unseen_clips']
+           'unseen_texts', 'unseen_clips', 'unseen_pairs', 'unseen_words']
 
 # %% ../nbs/00k_texts.ipynb #txt-imports
 import re
@@ -248,3 +248,24 @@ def unseen_clips(language: str,  # ISO 639-3 code
     for name, texts in unseen_texts(language, n).items():
         yield name, spell(texts, None, size, crop, seed, languages=[language] * n, look=look,
                           cache=False, progress=False)
+
+# %% ../nbs/00k_texts.ipynb #b196047d
+def unseen_pairs(languages: list[str],  # ISO 639-3 codes
+                 count: int,
+                 longest: int = 40,  # letters of a text of training
+                 ) -> tuple:  # at most so many texts, and the code of each
+    "Texts of the lengths that training has, the lengths and languages in turn."
+    names = [name for name, (short, _) in LENGTHS.items() if short <= longest] + ['phrases'] * (longest > 20)
+    each = -(-60 // len(names))
+    lists = {code: unseen_texts(code, each) for code in languages}
+    pairs = [(lists[code][name][k], code) for k in range(each) for name in names for code in languages]
+    return tuple(map(list, zip(*pairs[:count])))
+
+# %% ../nbs/00k_texts.ipynb #b61fccb3
+def unseen_words(languages: list[str], count: int, longest: int) -> tuple:  # words, the code of each
+    "Words of 2 to 20 letters, but not of lengths that training has not, as many of each length."
+    names = [name for name in ('2-6', '7-12', '13-20') if LENGTHS[name][0] <= longest]
+    each = -(-count // max(1, len(names) * len(languages)))
+    lists = [(code, unseen_texts(code, max(3, count))) for code in languages]
+    pairs = [(some[name][k], code) for name in names for k in range(each) for code, some in lists][:count]
+    return [word for word, _ in pairs], [code for _, code in pairs]

@@ -154,12 +154,21 @@ def _size(self: LongClips, indices: list[int], device) -> int:
     return min(self.batch, sum(count) if device.type == 'cuda' else sum(count[i] for i in indices))
 
 @patch
-def predict(self: LongClips, cond: tuple, null: tuple, T: int, indices: list[int], guide):  # -> predict(x, t)
-    "Of some of the clips."
+def parts(
+    self: LongClips,
+    cond: tuple,  # features, mask (B, M)
+    null: tuple,
+    T: int,  # frames of the longest
+    indices: list[int],  # which clips
+) -> tuple:  # their `Windows`; the texts of the whole clips with their places, cond and null; tokens near a window
     letters = [self.letters[i] for i in indices]
     mask = cond[1]  # (B, M)
     places = _clip_places(letters, mask, T, [self.lengths[i] for i in indices])
     size = self._size(indices, mask.device)
     windows = Windows([self.made[i] for i in indices], self.window or T, size, mask.device)
-    tokens = self.tokens or mask.shape[1]
-    return windowed(windows, Text(*cond, places), Text(*null, places), tokens, guide)
+    return windows, Text(*cond, places), Text(*null, places), self.tokens or mask.shape[1]
+
+@patch
+def predict(self: LongClips, cond: tuple, null: tuple, T: int, indices: list[int], guide):  # -> predict(x, t)
+    "Of some of the clips."
+    return windowed(*self.parts(cond, null, T, indices), guide)
