@@ -77,8 +77,8 @@ def _sample(model, texts, codes, paths, a, how: dict, batch: int) -> None: # how
     def on_clip(i, clip):
         language = {'language': codes[i]} if codes[i] else {}
         writer.write_clip(i, clip, dict(text=texts[i]) | language | how | dict(checkpoint=str(a.checkpoint)))
-    how_shown = dict(batch=batch, on_clip=on_clip, progress=sys.stderr.isatty())
-    try: generate(model, texts, frames=a.frames, language=codes, **how, **how_shown)
+    shown = sys.stderr.isatty()
+    try: generate(model, texts, a.frames, language=codes, **how, batch=batch, on_clip=on_clip, progress=shown)
     finally: writer.finish()
 
 # %% ../nbs/09a_cli.ipynb #058-09a
@@ -150,7 +150,6 @@ def _redraw(config, texts: list[str], frames: int):  # -> uint8 (N, T, H, W, 3)
 
 # %% ../nbs/09a_cli.ipynb #ee459796
 def _evaluate_texts(a, model, readers) -> None:
-    "The scoreboard of a model of texts of any length, a line as soon as it is known."
     from text2sign.judging import save_scoreboard, text_scoreboard
     rows = text_scoreboard(model, readers, a.words, a.language and [a.language], a.steps, a.guidance, log=print)
     if a.out: save_scoreboard(rows, a.out, dict(checkpoint=str(a.checkpoint), steps=a.steps, guidance=a.guidance))
@@ -298,8 +297,7 @@ def _add_sample(p) -> None:
     p.add_argument('--text', action='append', metavar='TEXT', help='a word, a name or a phrase; may be given again')
     p.add_argument('--texts', metavar='FILE', help='a text on each line; its language and a tab may stand before it')
     p.add_argument('--language', metavar='CODE',
-                   help='ISO 639-3 code of the alphabet, such as gsg (a wrong one lists all); without it the '
-                        'only one that the checkpoint knows, or ase')
+                   help='ISO 639-3 code, such as gsg (a wrong one lists all); without it the only one known, or ase')
     _add_sampling(p)
     _add_drawing(p)
     p.add_argument('--sampler', default='auto', metavar='NAME', choices=SAMPLERS,

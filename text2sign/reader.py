@@ -332,12 +332,10 @@ def _seeded_reader(seed: int, *args) -> Reader: # args: of `Reader`
         torch.manual_seed(seed)
         return Reader(*args)
 
-# %% ../nbs/07a_reader.ipynb #d28190b9
 def _held_out(reader: Reader, texts: list, codes: list, crop: str, seed: int) -> dict:
     "The CER of whole clips."
     clips = spell(texts, None, reader.config.size, crop, seed, wide=True, languages=codes, cache=False, progress=False)
-    error = cer(reader.transcribe(clips.frames, languages=codes), clips.texts)
-    return dict(clips=len(texts), cer=round(error, 4))
+    return dict(clips=len(texts), cer=round(cer(reader.transcribe(clips.frames, languages=codes), clips.texts), 4))
 
 # %% ../nbs/07a_reader.ipynb #77abc733
 def train_reader(data: tuple = None,      # texts and the code of each; None: `reader_texts(seed=seed)`
@@ -439,7 +437,7 @@ def make_readers(crop: str = 'signer', # one of `RECIPES`
     table = ceilings(readers, counts, recipe['size'], crop)
     for i, reader in enumerate(readers):
         own = {code: {name: errors[i] for name, errors in row.items()} for code, row in table.items()}
-        reader.config.held_out |= dict(ceilings=own)
+        reader.config.held_out['ceilings'] = own
     return [reader.save(reader_path(folder, crop, reader.config.kind)) for reader in readers]
 
 # %% ../nbs/07a_reader.ipynb #c9dc34cb
