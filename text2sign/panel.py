@@ -234,13 +234,14 @@ def connect(self: Panel) -> None:
         self.fill_languages(setting)
     self.slider.observe(lambda _: self.show_step(), 'value')
 
-# %% ../nbs/09_panel.ipynb #21889648
+# %% ../nbs/09_panel.ipynb #f45b8eae
 @patch
 def config(self: Panel, choice):  # a value of the menu -> `ModelConfig`
     from text2sign.checkpoint import read_config
     from text2sign.dit import ModelConfig
     return ModelConfig.from_dict(read_config(choice)) if isinstance(choice, Path) else getattr(choice, 'config', None)
 
+# %% ../nbs/09_panel.ipynb #8953adf2
 @patch
 def fill_languages(self: Panel, setting: dict) -> None:
     "Offer the languages of the checkpoint; the one chosen before stays if it is among them."
@@ -253,6 +254,7 @@ def fill_languages(self: Panel, setting: dict) -> None:
     menu.value = next((code for code in (before, 'ase') if code in codes), menu.options[0][1])
     self.show_alphabet(setting)
 
+# %% ../nbs/09_panel.ipynb #21889648
 @patch
 def show_alphabet(self: Panel, setting: dict) -> None:
     "The letters that can be typed."

@@ -214,7 +214,7 @@ def pixel_decoder(
         return np.concatenate([to_uint8(clip) for clip in clips])
     return decode
 
-# %% ../nbs/06_sample.ipynb #032-06
+# %% ../nbs/06_sample.ipynb #33a75fa3
 def check_text(
     text: str,
     alphabet,  # the letters it spells; (): the model takes anything
@@ -224,7 +224,7 @@ def check_text(
         return text
     return ''.join(split_letters(text, alphabet, 'this model'))
 
-
+# %% ../nbs/06_sample.ipynb #032-06
 def _frames_of(config: ModelConfig, text: str, letters: tuple) -> int:
     "What the letters need; else what it took in training, or texts of so many bytes; else the model's own number."
     if letters: return frames_needed(letters)

@@ -64,7 +64,7 @@ class Wave:
         stop = self.starts[w] + self.window
         return range(w, sum(start < stop for start in self.starts))
 
-# %% ../nbs/06d_stream.ipynb #5b79f6f2
+# %% ../nbs/06d_stream.ipynb #d19f1a2b
 @patch
 def bring(self: Wave, b: int, k: int) -> _Block:
     "Block b after k steps."
@@ -72,6 +72,7 @@ def bring(self: Wave, b: int, k: int) -> _Block:
     while self.blocks[b].level < k: self._advance(k - 1)
     return self.blocks[b]
 
+# %% ../nbs/06d_stream.ipynb #d6d5b831
 @patch
 def _advance(self: Wave, k: int) -> None:
     "The next window of step k; then the first of its blocks takes the step."
@@ -86,6 +87,7 @@ def _advance(self: Wave, k: int) -> None:
     self._step(own[0])
     self.next[k] += 1
 
+# %% ../nbs/06d_stream.ipynb #5b79f6f2
 @patch
 def _step(self: Wave, block: _Block) -> None:
     k = block.level

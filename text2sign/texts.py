@@ -102,7 +102,7 @@ def count(self: _Writer, letters: tuple) -> None:
     number = [self.letters.index(letter) for letter in letters]
     np.add.at(self.shown, (number[:-1], number[1:]), 1)
 
-# %% ../nbs/00k_texts.ipynb #txt-writer-walk
+# %% ../nbs/00k_texts.ipynb #648460a7
 @patch
 def _walk(self: _Writer,
           length: int,  # letters
@@ -118,7 +118,7 @@ def _walk(self: _Writer,
         word.append(int(self.rng.choice(np.flatnonzero(row <= row.min() + slack))))
     return ''.join(self.letters[i] for i in word)
 
-
+# %% ../nbs/00k_texts.ipynb #txt-writer-walk
 @patch
 def string(self: _Writer,
            length: int,  # letters
