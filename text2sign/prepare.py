@@ -148,7 +148,7 @@ def _draw_parts(settings: Settings, texts: list[str], codes: list[str], seed: in
 def _readable(crop: str) -> list[str]:
     "The languages that the readers of a crop know, where there are such readers."
     from text2sign.reader import reader_path
-    if crop == 'hand': return ['ase']
+    if crop in ('hand', 'bust'): return ['ase']                          # one pair reads both
     return list(LANGUAGES) if reader_path(shipped_dir(), crop, 'conv').exists() else []
 
 # %% ../nbs/05h_prepare.ipynb #453d3bbe
