@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .core import one_line
 from .outputs import FORMATS, ClipWriter, check_writable, output_paths, read_texts
 
 SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
@@ -23,6 +22,7 @@ SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 # %% ../nbs/09a_cli.ipynb #texts-09a
 def _cleaned(texts: list[str]) -> list[str]:  # as `one_line` has them
     "Raises ValueError for a text without a letter."
+    from text2sign.core import one_line
     texts = [one_line(text) for text in texts]
     if not all(texts): raise ValueError('there is no letter to spell in an empty text')
     return texts

@@ -13,8 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from .core import one_line
-
 # %% ../nbs/06c_outputs.ipynb #053-09a-code
 FORMATS = ('.mp4', '.gif', '.png', '.npy', '.npz')
 
@@ -74,6 +72,7 @@ class ClipWriter:
 def read_texts(path: str | Path) -> tuple:  # texts, and of each its ISO 639-3 code or None
     """The lines of a text file in UTF-8, or in UTF-16 with its mark, without empty ones; before a text, with a tab
     between them, its language can stand. Raises ValueError for another file."""
+    from text2sign.core import one_line
     data = Path(path).read_bytes()
     encoding = 'utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try: text = data.decode(encoding)
