@@ -2,6 +2,8 @@
 bit as one that was left alone, or says in one line what is wrong; no file is ever damaged."""
 import multiprocessing
 import os
+import shutil
+import subprocess
 import sys
 import time
 
@@ -45,7 +47,7 @@ class Run:
     def __init__(self, home, file_bytes=0, **settings):
         Run.count += 1
         home.mkdir(parents=True, exist_ok=True)
-        self.log = home/f'{Run.count}.log'
+        self.log = home.with_name(f'{home.name}-{Run.count}.log')       # not on a disk that is full
         given = settings if 'resume' in settings else TINY | settings
         self.process = server.Process(target=command, args=(home, self.log, given, file_bytes))
         self.process.start()
@@ -157,6 +159,33 @@ def test_full_disks(tmp_path, alone, request):
     assert resume_or_begin(tmp_path).end() == (0, '')
     assert_same(saved(tmp_path), alone)
     assert not leftovers(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "Grows a file system of its own: `size -> folder`."
+    folder = tmp_path/'disk'
+    folder.mkdir()
+    def grow(size, again=True):
+        how = ['-o', f'remount,size={size}'] if again else ['-t', 'tmpfs', '-o', f'size={size}', 'tmpfs']
+        return subprocess.run(['mount', *how, str(folder)], capture_output=True).returncode == 0
+    if not shutil.which('mount') or not grow('64k', again=False): pytest.skip('file systems cannot be mounted here')
+    yield folder, grow
+    subprocess.run(['umount', '-l', str(folder)], check=True)
+
+
+def test_full_file_system(small_disk, alone, request):
+    "A disk that is really full, and gets larger from one start to the next."
+    disk, grow = small_disk
+    sizes = np.random.default_rng(2).uniform(16, 21, 30 if request.config.getoption('--slow') else 8)
+    for size in np.sort(2**sizes).astype(int):
+        assert grow(size)
+        code, error = resume_or_begin(disk).end()
+        assert code == 0 or 'No space left' in error, error
+    assert grow('1g')
+    assert resume_or_begin(disk).end() == (0, '')
+    assert_same(saved(disk), alone)
+    assert not leftovers(disk)
 
 
 PAIRS = {'new and new': (dict(run='mine'), dict(run='mine')), 'resume and resume': (dict(resume='mine'),)*2,

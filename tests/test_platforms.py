@@ -1,4 +1,6 @@
 """Other systems lack some of what Linux has: everything can be imported there, and trained (tested by hiding it)."""
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +53,23 @@ def test_kernel_of_another_python(tmp_path):
     source = next(''.join(cell['source']) for cell in cells if cell.get('id') == 'settings-05')
     done = subprocess.run([sys.executable, '-S', '-E', '-c', source], capture_output=True, text=True, cwd=tmp_path)
     assert f'this kernel is the Python {sys.executable}' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('answers', [False, True], ids=['refuses', 'is silent'])
+def test_no_network(answers):
+    "No encoder, no VAE: one line that names the folder to give, also where the network never answers."
+    code = """
+from text2sign.latents import load_vae
+from text2sign.text import load_frozen_encoder
+for load in (load_frozen_encoder, load_vae):
+    try: load('nobody/nothing')
+    except (OSError, ValueError) as e: print(e)
+"""
+    with socket.socket() as hub:
+        hub.bind(('127.0.0.1', 0))
+        if answers: hub.listen()                                    # takes the call, and says nothing
+        address = f'http://127.0.0.1:{hub.getsockname()[1]}'
+        env = os.environ | dict(HF_ENDPOINT=address, NO_PROXY='*', no_proxy='*')
+        done = run(code, env=env, timeout=240)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all('reached now' in line and 'give a folder' in line for line in lines), done
