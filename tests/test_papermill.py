@@ -93,10 +93,11 @@ def test_folder_of_videos(tmp_path, run):
         write_video(folder / f'{i}.mp4', rng)
     (folder / 'bad.mp4').write_bytes(b'no video')
     (folder / 'bad.txt').write_text('bad')
-    model, history, said = trained(tmp_path, run, data=str(folder), steps=2, batch=2)
+    shape = dict(size=32, width=48, depth=2, heads=2)
+    model, history, said = trained(tmp_path, run, data=str(folder), image_steps=2, steps=2, batch=2, **shape)
     assert 'bad.mp4' in said and '12 of 13 clips read' in said
-    assert (model.config.width, model.config.words) == (256, 0)     # of the model's own words nothing is known any more
-    assert history[-1]['step'] == 2 and model.config.alphabet == ()
+    assert (model.config.width, model.config.text_position) == (48, 'place')    # a clip's own length: no pretrained one
+    assert history[-1]['step'] == 2 and model.config.alphabet == () and model.config.words == 0
 
 
 def test_fine_tuning(tmp_path, run, monkeypatch):
