@@ -178,10 +178,13 @@ def test_full_file_system(small_disk, alone, request):
     "A disk that is really full, and gets larger from one start to the next."
     disk, grow = small_disk
     sizes = np.random.default_rng(2).uniform(16, 21, 30 if request.config.getoption('--slow') else 8)
+    codes = []
     for size in np.sort(2**sizes).astype(int):
         assert grow(size)
         code, error = resume_or_begin(disk).end()
         assert code == 0 or 'No space left' in error, error
+        codes.append(code)
+    assert any(codes)                                   # the disk was full at least once
     assert grow('1g')
     assert resume_or_begin(disk).end() == (0, '')
     assert_same(saved(disk), alone)
