@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CORPORA', 'LISTS', 'split_of', 'Films', 'Layout', 'Corpus', 'read_plain_pickle', 'recognise', 'is_corpus',
-           'text_of_name', 'in_folder', 'find_sources']
+           'in_folder', 'find_sources']
 
 # %% ../nbs/08b_corpora.ipynb #corp-imports
 import pickle
@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .core import files_below
-from .decoding import PICTURES, Refused, stated_seconds
-from .sources import (COLUMNS, SPLITS, SUFFIXES, Found, Row, Source, _unknown_columns, clean_text, find_file,
-                               has_columns, in_table, judge, read_json, read_lines, read_table, rows_of)
+from .decoding import PICTURES, stated_seconds
+from .sources import COLUMNS, NEEDED, SPLITS, Row, in_table, judge, rows_of
+from .tables import (CAMERA, SUFFIXES, Found, Refused, clean_text, find_file, has_columns, read_json,
+                              read_lines, read_table, texts_of_names, unknown_columns)
 
 # %% ../nbs/08b_corpora.ipynb #corp-split-of
 def split_of(path: Path) -> str: # as its name says: 'train', 'val' or 'test'; '' where it does not
@@ -36,24 +39,31 @@ def _match(root: Path, patterns) -> list: # paths, each once; "." is the root
 # %% ../nbs/08b_corpora.ipynb #corp-films
 class Films:
     "The films in some folders (not in folders below them), by their names without suffix."
-    def __init__(self, root: Path, patterns): # globs of the folders, below root
-        folders = [path for path in _match(root, patterns) if path.is_dir()]
-        names = [folder.relative_to(root).as_posix() for folder in folders]
-        self.where = ', '.join(names[:4]) + ', ...'*(len(names) > 4)
-        self.paths = {}
-        for folder in folders:
-            for path in folder.iterdir():
-                if path.suffix.lower() in SUFFIXES: self.paths.setdefault(path.stem, []).append(path)
+    def __init__(self, root: Path, patterns): # globs of the folders, below root; the first ones count more
+        self.names, self.paths = [], {}
+        for pattern in patterns:
+            folders = [path for path in _match(root, [pattern]) if path.is_dir()]
+            self.names += [folder.relative_to(root).as_posix() for folder in folders]
+            for name, paths in self._list(folders).items(): self.paths.setdefault(name, paths)
+
+    def _list(self, folders: list) -> dict: # name -> list of paths
+        found = {}
+        for path in (path for folder in folders for path in folder.iterdir()):
+            if path.suffix.lower() in SUFFIXES: found.setdefault(path.stem, []).append(path)
+        return found
 
     def __contains__(self, name: str) -> bool: return name in self.paths
 
-    def find(self, *names: str) -> Path: # of the first of the names that is there
-        "Raises `Refused`."
-        name = next((name for name in names if name in self.paths), None)
-        if not name: raise Refused(f'there is no film {" or ".join(names)} in {self.where}')
-        if len(self.paths[name]) == 1: return self.paths[name][0]
-        both = ' and '.join(sorted(f'{path.parent.name}/{path.name}' for path in self.paths[name]))
-        raise Refused(f'{both} have one name: keep one')
+# %% ../nbs/08b_corpora.ipynb #57871f57
+@patch
+def find(self: Films, *names: str) -> Path: # of the first of the names that is there
+    "Raises `Refused`."
+    name = next((name for name in names if name in self.paths), None)
+    where = ', '.join(self.names[:4]) + ', ...'*(len(self.names) > 4)
+    if not name: raise Refused(f'there is no film {" or ".join(names)} in {where}')
+    if len(self.paths[name]) == 1: return self.paths[name][0]
+    both = ' and '.join(sorted(f'{path.parent.name}/{path.name}' for path in self.paths[name]))
+    raise Refused(f'{both} have one name: keep one')
 
 # %% ../nbs/08b_corpora.ipynb #corp-films-2
 def _find_folder(folders: list, *names: str) -> Path: # the first of the names in one of the folders. Raises `Refused`
@@ -69,7 +79,7 @@ class Layout:
     tables: tuple           # globs
     media: tuple            # globs of the folders that its films, or its folders of pictures, are in
     rows: Callable          # gives its rows: `Corpus` -> yields `Row`
-    needs: tuple = ()       # names of the columns that a table must have; () for what is no table
+    needs: tuple = ()       # the columns that a table must have, as `read_table` takes them; () for what is no table
     telling: bool = True    # do these folders tell which corpus it is, where the table is missing?
 
 # %% ../nbs/08b_corpora.ipynb #corp-layout-2
@@ -89,7 +99,7 @@ class Corpus:
 
     def cells(self, path: Path, quotes: bool = True): # yields (where it stands, dict: column -> cell)
         "The lines of a table."
-        table = read_table(path, [(name,) for name in self.layout.needs], quotes)
+        table = read_table(path, self.layout.needs, quotes)
         where = f'{path.name}, ' if len(self.tables) > 1 else ''
         self.problems += [(f'{where}{name}', reason) for name, reason in table.problems]
         for line, cells in table.rows: yield f'{where}line {line}', cells
@@ -129,6 +139,9 @@ def _phoenix(corpus: Corpus): # yields `Row`
                       **_frames(row['start'], row['end'], 25))
 
 # %% ../nbs/08b_corpora.ipynb #corp-pickle
+_DAMAGED = (pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError,
+            MemoryError) # what an unpickler raises for bytes that are no pickle
+
 class _Plain(pickle.Unpickler):
     "Makes lists, dicts, tuples, texts and numbers; nothing can be called."
     def find_class(self, module, name): raise Refused(f'holds {module}.{name}, and reading that would run code')
@@ -139,14 +152,14 @@ def read_plain_pickle(path: Path):
     try:
         with open(path, 'rb') as file: return _Plain(file).load()
     except Refused as e: raise ValueError(f'{path} {e}: nothing of it was read') from None
-    except Exception as e: raise ValueError(f'{path} is no pickle, or damaged ({e})') from None
+    except _DAMAGED as e: raise ValueError(f'{path} is no pickle, or damaged ({e})') from None
 
 # %% ../nbs/08b_corpora.ipynb #corp-csl
 def _csl_daily(corpus: Corpus): # yields `Row`
     path = corpus.tables[-1]                                  # the latest version
     splits = path.parent/'split_1.txt'
     if not splits.exists(): raise ValueError(f'{corpus.root} is CSL-Daily, but split_1.txt is missing in {path.parent}')
-    known = {row['name']: row['split'] for _, row in read_table(splits, [('name',), ('split',)]).rows}
+    known = {row['name']: row['split'] for _, row in read_table(splits, ['name', 'split']).rows}
     clips = read_plain_pickle(path)
     clips = clips.get('info') if isinstance(clips, dict) else None
     if not isinstance(clips, list): raise ValueError(f'{path} has no list info')
@@ -228,10 +241,11 @@ def _own_tables(corpus: Corpus): # yields `Row`
         raise ValueError(f'{corpus.root} has {len(paths)} tables ({", ".join(p.name for p in paths)}): '
                          'give the one that counts instead of the folder')
     for path, split in zip(paths, splits):
-        table = read_table(path)
+        table = read_table(path, NEEDED)
         where = f'{path.relative_to(corpus.root).as_posix()}, ' if len(paths) > 1 else ''
         corpus.problems += [(where + name, reason) for name, reason in table.problems]
-        corpus.notes += [note for note in _unknown_columns(table.columns) if note not in corpus.notes]
+        notes = unknown_columns(table.columns, COLUMNS.values())
+        corpus.notes += [note for note in notes if note not in corpus.notes]
         yield from rows_of(table, path.parent, split, where)
 
 # %% ../nbs/08b_corpora.ipynb #corp-table
@@ -247,7 +261,8 @@ CORPORA = (
     Layout('CSL-Daily', ('sentence_label/csl2020ct_v*.pkl',),
            ('sentence/frames_512x512', 'sentence_frames-512x512/frames_512x512', 'frames_512x512'), _csl_daily),
     Layout('WLASL', ('WLASL_v*.json', 'start_kit/WLASL_v*.json'),
-           ('videos', 'raw_videos', 'raw_videos_mp4', 'start_kit/*videos*', 'WLASL2000'), _wlasl, telling=False),
+           ('videos', 'raw_videos_mp4', 'raw_videos', 'start_kit/videos', 'start_kit/raw_videos_mp4',
+            'start_kit/raw_videos', 'WLASL2000'), _wlasl, telling=False),
     Layout('ASL Citizen', ('splits/{split}.csv',), ('videos',), _asl_citizen,
            ('video file', 'participant id', 'gloss'), telling=False),
     Layout('ChicagoFSWild', ('ChicagoFSWild.csv', 'ChicagoFSWildPlus.csv'),
@@ -260,7 +275,7 @@ LISTS = (
     Layout('videos.txt and prompts.txt', ('videos.txt',), ('.',), _two_lists, telling=False),
     Layout('a table in the folder', ('*.csv', '*.tsv', '*.jsonl', 'metadata.json', 'dataset.json',
                                      '{split}/metadata.csv', '{split}/metadata.jsonl'),
-           ('.',), _own_tables, (COLUMNS['path'], COLUMNS['text']), telling=False),
+           ('.',), _own_tables, NEEDED, telling=False),
 )
 
 # %% ../nbs/08b_corpora.ipynb #corp-recognise
@@ -269,13 +284,22 @@ def _roots(folder: Path): # yields the folder, and what it was unpacked into
     below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith('.')]
     if len(below) <= 20: yield from below
 
-def recognise(folder: Path) -> Corpus | None:
-    "The first layout that the folder, or a folder in it, has."
-    for root in _roots(folder):
-        for layout in CORPORA + LISTS*(root == folder):
-            tables = [path for path in _match(root, layout.tables) if has_columns(path, layout.needs)]
-            if tables: return Corpus(layout, root, tables, [], [])
+def _layout_of(root: Path, layouts) -> Corpus | None: # the first of the layouts that it has
+    for layout in layouts:
+        tables = [path for path in _match(root, layout.tables) if has_columns(path, layout.needs)]
+        if tables: return Corpus(layout, root, tables, [], [])
     return None
+
+def recognise(folder: Path) -> Corpus | None:
+    "The layout that the folder, or a folder in it, has. Raises ValueError where several in it have one."
+    folder, *below = _roots(folder)
+    here = _layout_of(folder, CORPORA + LISTS)
+    if here: return here
+    found = [corpus for root in below if (corpus := _layout_of(root, CORPORA))]
+    if len(found) > 1:
+        names = ', '.join(f'{corpus.root.name} ({corpus.layout.name})' for corpus in found)
+        raise ValueError(f'{folder} holds {len(found)} corpora, {names}: give the folder of one')
+    return found[0] if found else None
 
 def is_corpus(path: Path) -> bool:
     "Is it a folder with one of the corpora in it?"
@@ -288,19 +312,19 @@ def _check_almost(folder: Path) -> None:
     for root in _roots(folder):
         for layout in CORPORA:
             tables, media = _match(root, layout.tables), _match(root, layout.media) if layout.telling else []
-            if tables and layout.telling: read_table(tables[0], [(name,) for name in layout.needs])
+            if tables and layout.telling: read_table(tables[0], layout.needs)
             if not media: continue
             raise ValueError(f'{root} has {media[0].relative_to(root)} as {layout.name} does, but '
                              f'{" or ".join(layout.tables)} is missing in it')
 
-def _read_corpus(corpus: Corpus) -> Found:
+def _read_corpus(corpus: Corpus, folder: Path) -> Found: # folder: that was given
     "Raises ValueError where none of its folders of films is there."
     layout = corpus.layout
     if not _match(corpus.root, layout.media):
         raise ValueError(f'{corpus.root} is {layout.name}, as {corpus.tables[0].name} says, but none of its folders '
                          f'of films is there: {", ".join(layout.media)}')
     sources, problems = judge(layout.rows(corpus))
-    tables = ', '.join(p.relative_to(corpus.root).as_posix() for p in corpus.tables)
+    tables = ', '.join(p.relative_to(folder).as_posix() for p in corpus.tables)
     return Found(sources, corpus.problems + problems, [f'read as {layout.name}: {tables}'] + corpus.notes)
 
 # %% ../nbs/08b_corpora.ipynb #8e35ed13
@@ -314,9 +338,13 @@ def _group_by_stem(paths, folder: Path) -> dict: # name below the folder without
 def _shown_name(path: Path, folder: Path) -> str: # for reports: also of names that are no text
     return path.relative_to(folder).as_posix().encode(errors='backslashreplace').decode()
 
+def _there(video: Path) -> Path: # Raises `Refused`
+    if not video.exists(): raise Refused('is a link to a file that is not there')
+    return video
+
 def _text_beside(video: Path, videos: list, texts: list) -> str: # Raises `Refused`
     "The text of a video, given all videos and all texts of its name."
-    if not video.is_file(): raise Refused('is a link to a file that is not there')
+    _there(video)
     if len(videos) > 1: raise Refused(f'{" and ".join(p.name for p in videos)} have one name: keep one')
     if not texts: raise Refused(f'no {video.stem}.txt beside it')
     if len(texts) > 1: raise Refused(f'{" and ".join(p.name for p in texts)} have one name: keep one')
@@ -326,30 +354,16 @@ def _text_beside(video: Path, videos: list, texts: list) -> str: # Raises `Refus
 # %% ../nbs/08b_corpora.ipynb #corp-pairs
 def _pairs(folder: Path, films: dict, texts: dict) -> tuple: # by their names; list of `Source`, list of (name, reason)
     "`name.mp4` and `name.txt`."
-    found, problems = [], []
+    rows, problems = [], []
     for stem, paths in films.items():
         for p in paths:
             name = _shown_name(p, folder)
-            try: found.append(Source(p, _text_beside(p, paths, texts.get(stem, [])), name))
+            try: rows.append(Row('', name, partial(_there, p), _text_beside(p, paths, texts.get(stem, []))))
             except Refused as e: problems.append((name, str(e)))
     lonely = [p for stem, paths in texts.items() if stem not in films for p in paths]
-    return found, problems + [(_shown_name(p, folder), 'no video of this name beside it') for p in lonely]
-
-# %% ../nbs/08b_corpora.ipynb #corp-names
-_CAMERA = set('img vid mvi dsc dscn mov pxl gopr video clip film movie frame output recording untitled'.split())
-
-def text_of_name(name: str) -> str: # of a file or folder, without suffix
-    "Raises `Refused` for a name that is no text."
-    base = re.sub(r'^\d+\. |(?:[_-]\d+| ?\(\d+\))+$', '', name)
-    return clean_text((base or name).replace('_', ' '))
-
-def _folder_is_text(names: list) -> bool: # names: (folder's, file's) of each clip, both as texts
-    folders = {folder for folder, _ in names}
-    places = {}
-    for folder, file in names: places.setdefault(file, set()).add(folder)
-    words = [file for file in places if not re.search(r'\d', file) and file.lower() not in _CAMERA]
-    again = [file for file in words if len(places[file]) > 1]
-    return not (len(words) > len(folders) and 2*len(again) >= len(words))
+    sources, repeats = judge(rows)
+    problems += repeats + [(_shown_name(p, folder), 'no video of this name beside it') for p in lonely]
+    return sources, problems
 
 # %% ../nbs/08b_corpora.ipynb #corp-named
 def _named(folder: Path, films: list) -> tuple: # paths; list of `Source`, list of (name, reason), notes
@@ -358,23 +372,13 @@ def _named(folder: Path, films: list) -> tuple: # paths; list of `Source`, list 
     splits = ['']*len(films)
     if all(len(p) > 1 and p[0].lower() in SPLITS for p in parts):
         splits = [p.pop(0).lower() for p in parts]
-    nested = [(text_of_name(p[-2]), text_of_name(p[-1])) for p in parts if len(p) > 1]
-    by_folder = bool(nested) and _folder_is_text(nested)
-    chosen = [p[-2] if len(p) > 1 and by_folder else p[-1] for p in parts]
-    texts = [text_of_name(name) for name in chosen]
-    if all(text.lower() in _CAMERA for text in texts):
+    texts, notes = texts_of_names(parts)
+    if all(not text.strip() or text.lower() in CAMERA for text in texts):
         raise ValueError(f'{folder} has {len(films)} videos and no texts: put name.txt beside name.mp4, '
                          'or give a table with the columns path and text')
-    rows = [Row('', _shown_name(p, folder), partial(Path, p), text, split=split, fps=_RATE if p.is_dir() else None)
+    rows = [Row('', _shown_name(p, folder), partial(_there, p), text, split=split, fps=_RATE if p.is_dir() else None)
             for p, text, split in zip(films, texts, splits)]
-    return *judge(rows), _notes_on_names(chosen, texts, by_folder)
-
-# %% ../nbs/08b_corpora.ipynb #corp-named-2
-def _notes_on_names(names: list, texts: list, by_folder: bool) -> list: # sentences
-    notes = [f'the names of the {"folders" if by_folder else "files"} are taken as texts: {len(set(texts))} of them']
-    cut = {name: text for name, text in zip(names, texts) if re.search(r'\d', name) and not re.search(r'\d', text)}
-    some = ', '.join(f'{name} is {text!r}' for name, text in list(cut.items())[:3])
-    return notes + [f'numbers are dropped from {len(cut)} names: {some}']*bool(cut)
+    return *judge(rows), notes
 
 # %% ../nbs/08b_corpora.ipynb #corp-folder
 _RATE = 25.         # pictures a second of a folder without a table
@@ -411,4 +415,4 @@ def find_sources(source # a folder, or a table
     if not source.exists(): raise FileNotFoundError(f'no such folder or table: {source}')
     if not source.is_dir(): return in_table(source)
     corpus = recognise(source)
-    return _read_corpus(corpus) if corpus else in_folder(source)
+    return _read_corpus(corpus, source) if corpus else in_folder(source)

@@ -46,7 +46,7 @@ def draw_pose(path,  # a .pose file
               frames: int | None = None,  # at most so many
               ) -> Drawing:
     "A recorded signer as the mannequin. Raises FileNotFoundError, or ValueError that says why a file cannot be used."
-    (source,), _ = find_poses(_one_file(path))
+    (source,), *_ = find_poses(_one_file(path))
     try:
         motion, film = draw_source(source, size, crop, seed)
     except ValueError as error:

@@ -7,8 +7,8 @@ __all__ = ['ASPECTS', 'from_keypoints', 'guess_aspect', 'PoseSource', 'holds_tak
            'read_motion']
 
 # %% ../nbs/00d_pose_sources.ipynb #src-imports
-import csv
 import os
+import re
 import unicodedata
 import zipfile
 from dataclasses import dataclass, field
@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .core import files_below
 from .motion import FACE, Motion
 from .recording import Recording, read_recording, to_motion
+from .tables import (SUFFIXES, Found, Refused, check_cells, clean_text, find_file, name_apart, read_table,
+                              text_of_name, texts_of_names, unknown_columns)
 
 # %% ../nbs/00d_pose_sources.ipynb #src-keypoints
 _WITHOUT_FACE, _WITH_FACE = 258, 1662  # numbers of a frame
@@ -82,56 +85,54 @@ class PoseSource:
     language: str = ''  # ISO 639-3
 
 # %% ../nbs/00d_pose_sources.ipynb #src-text
-def _clean(text: str) -> str:
-    return unicodedata.normalize('NFC', ' '.join(text.split()))
-
-
-def _text_of(path: Path, folder: Path) -> str:  # from name.txt, the folder's name, or the file's own
-    beside = path.with_suffix('.txt')
-    if beside.exists():
-        return _clean(beside.read_text(encoding='utf-8-sig'))
-    named = path.parent.name if path.parent != folder else path.stem
-    return _clean(named)
-
-
 def _is(path: Path, suffix: str) -> bool:  # also SIGN.POSE, as other systems and cameras name files
     return path.suffix.lower() == suffix
 
 
-def _visible(folder: Path, suffix: str) -> list:  # paths below it, sorted, without hidden ones
-    found = [path for path in folder.rglob('*') if _is(path, suffix) and path.is_file()]
-    return sorted(path for path in found if not any(part.startswith('.') for part in path.relative_to(folder).parts))
+def _stem(path: Path) -> str:  # without suffix; composed and decomposed accents are the same
+    return unicodedata.normalize('NFC', path.with_suffix('').as_posix())
+
+
+def _judge(sources: list) -> tuple:  # sources, problems
+    "Give each the text that it says, one line, or the reason why it says none."
+    kept, problems = [], []
+    for source in sources:
+        try:
+            source.text = clean_text(source.text)
+            kept.append(source)
+        except Refused as e:
+            problems.append((source.name, str(e)))
+    return kept, problems
 
 # %% ../nbs/00d_pose_sources.ipynb #src-folder
-def _pose_files(folder: Path) -> tuple:  # sources, problems
-    paths = _visible(folder, '.pose')
-    sources = [PoseSource(path.relative_to(folder).as_posix(), _text_of(path, folder), [path]) for path in paths]
-    return _with_text(sources)
-
-
-def _with_text(sources: list) -> tuple:  # sources, problems
-    problems = [(source.name, 'it has no text') for source in sources if not source.text]
-    return [source for source in sources if source.text], problems
+def _pose_files(folder: Path, files: list) -> Found:  # files: all below the folder
+    paths = [path for path in files if _is(path, '.pose')]
+    beside = {_stem(path): path for path in files if _is(path, '.txt')}
+    named, notes = texts_of_names([path.relative_to(folder).with_suffix('').parts for path in paths])
+    texts = [beside[_stem(path)].read_bytes() if _stem(path) in beside else name for path, name in zip(paths, named)]
+    sources = [PoseSource(path.relative_to(folder).as_posix(), text, [path]) for path, text in zip(paths, texts)]
+    all_beside = all(isinstance(text, bytes) for text in texts)
+    return Found(*_judge(sources), [] if all_beside else notes)
 
 # %% ../nbs/00d_pose_sources.ipynb #src-keypoint-folders
 def _frame_number(path: Path) -> tuple:  # 2.npy comes before 10.npy
     return (0, int(path.stem), '') if path.stem.isdigit() else (1, 0, path.stem)
 
 
-def _keypoint_folders(folder: Path) -> tuple:  # sources, problems
+def _keypoint_folders(folder: Path, files: list) -> Found:  # files: all below the folder
     "WORD/TAKE/FRAME.npy, or a take in each WORD/TAKE.npy; a folder above WORD is the signer."
     takes = {}
-    for path in _visible(folder, '.npy'):
-        takes.setdefault(path.parent, []).append(path)
+    for path in files:
+        if _is(path, '.npy'): takes.setdefault(path.parent, []).append(path)
     if _one_file_a_take(folder, takes):
         takes = {path.with_suffix(''): [path] for paths in takes.values() for path in paths}
     sources = []
     for take, paths in sorted(takes.items()):
         parts = take.relative_to(folder).parts
-        text = parts[-2] if len(parts) > 1 else ''
+        text = text_of_name(parts[-2]) if len(parts) > 1 else ''
         signer = parts[-3] if len(parts) > 2 else ''
-        sources.append(PoseSource('/'.join(parts), _clean(text), sorted(paths, key=_frame_number), signer=signer))
-    return _with_text(sources)
+        sources.append(PoseSource('/'.join(parts), text, sorted(paths, key=_frame_number), signer=signer))
+    return Found(*_judge(sources), [])
 
 # %% ../nbs/00d_pose_sources.ipynb #src-sequences
 def _is_sequence(path: Path) -> bool:  # many frames, and not one?
@@ -150,58 +151,57 @@ def _one_file_a_take(folder: Path, takes: dict) -> bool:  # takes: folder below 
     return False
 
 # %% ../nbs/00d_pose_sources.ipynb #src-lexicon
+_COLUMNS = (('path',), ('words', 'text'), ('glosses',), ('start',), ('end',), ('signer',), ('signed_language',),
+            ('spoken_language',), ('priority',))
+_NEEDED = 'path', ('words', 'text', 'glosses')
+
+
 def _milliseconds(row: dict, key: str) -> float:  # in seconds; 0 for an empty cell
-    cell = (row.get(key) or '').strip()
+    cell = row.get(key, '').strip()
     try:
         time = float(cell or 0) / 1000
     except ValueError:
         time = -1
     if not 0 <= time < np.inf:
-        raise ValueError(f'{key} is {cell!r}: milliseconds are needed')
+        raise Refused(f'{key} is {cell!r}: milliseconds are needed')
     return time
 
 # %% ../nbs/00d_pose_sources.ipynb #src-from-row
 def _from_row(folder: Path, row: dict) -> PoseSource:
-    "Raises ValueError that says why a row cannot be used."
-    if not row['path']:
-        raise ValueError('it names no file')
-    path = folder / row['path']
-    text = _clean(row.get('words') or row.get('text') or row.get('glosses') or '')
-    if not path.is_file():
-        raise ValueError('there is no such file')
-    if not text:
-        raise ValueError('it has neither words nor glosses')
+    "Raises `Refused` that says why a row cannot be used."
+    check_cells(row)
+    path = find_file(folder, row['path'])
+    if not path.is_file(): raise Refused('is a folder: a .pose file is needed')
+    text = next((row[key] for key in ('words', 'text', 'glosses') if row.get(key, '').strip()), '')
     start, end = _milliseconds(row, 'start'), _milliseconds(row, 'end') or None
     if end is not None and end <= start:
-        raise ValueError(f'it ends at {end:g} s, before it starts at {start:g} s')
-    signer, language = (_clean(row.get(key) or '') for key in ('signer', 'signed_language'))
-    return PoseSource(row['path'], text, [path], None, signer, start, end, language)
+        raise Refused(f'ends at {end:g} s, before it starts at {start:g} s')
+    signer, language = (' '.join(row.get(key, '').split()) for key in ('signer', 'signed_language'))
+    return PoseSource(row['path'].strip(), clean_text(text), [path], None, signer, start, end, language)
 
 # %% ../nbs/00d_pose_sources.ipynb #src-lexicon-2
-def _lexicon(path: Path,  # index.csv
+def _lexicon(path: Path,  # a table
              language: str,  # '' takes all
-             ) -> tuple:  # sources, problems
-    "Raises ValueError for what is no table, and for one without the column path."
-    with open(path, encoding='utf-8-sig', newline='') as file:
-        reader = csv.DictReader(file)
+             ) -> Found:
+    "Raises ValueError for a file that is no table, lacks columns, or has an open quote."
+    table = read_table(path, _NEEDED)
+    found, problems, known = [], list(table.problems), {}
+    for line, row in table.rows:
+        if language and row.get('signed_language') != language: continue
         try:
-            rows = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f'{path} is no table in UTF-8 ({error})') from None
-    if 'path' not in (reader.fieldnames or []):
-        raise ValueError(f'{path} needs the columns path and words; it has {", ".join(reader.fieldnames or ["none"])}')
-    sources, problems = [], []
-    for line, row in enumerate(rows, 2):
-        if language and row.get('signed_language') != language:
-            continue
-        try:
-            sources.append(_from_row(path.parent, row))
-        except ValueError as error:
-            problems.append((f'line {line}: {row["path"] or ""}', str(error)))
-    return sources, problems
+            source = _from_row(path.parent, row)
+            key = (os.path.realpath(source.paths[0]), source.start, source.end, source.text, source.signer,
+                   source.language)
+            if key in known: raise Refused(f'is the same as line {known[key]}')
+            known[key] = line
+            found.append((f'line {line}', source))
+        except Refused as e:
+            problems.append((f'line {line}: {row["path"].strip()}', str(e)))
+    name_apart(found)
+    return Found([source for _, source in found], problems, unknown_columns(table.columns, _COLUMNS))
 
 # %% ../nbs/00d_pose_sources.ipynb #src-takes
-def _takes(path: Path) -> tuple:  # sources, problems
+def _takes(path: Path) -> Found:
     "An .npz of `keypoints` (N,T,258 or 1662), `words` and, if known, `sessions`. Raises ValueError without them."
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -214,9 +214,9 @@ def _takes(path: Path) -> tuple:  # sources, problems
     sessions = arrays['sessions'].tolist() if 'sessions' in arrays else [''] * len(words)
     if not len(points) == len(words) == len(sessions):
         raise ValueError(f'{path} has {len(points)} takes, {len(words)} words and {len(sessions)} sessions')
-    sources = [PoseSource(f'{path.stem}-{i}', _clean(str(word)), points=take, signer=str(session))
+    sources = [PoseSource(f'{path.stem}-{i}', str(word), points=take, signer=str(session))
                for i, (take, word, session) in enumerate(zip(points, words, sessions))]
-    return _with_text(sources)
+    return Found(*_judge(sources), [])
 
 # %% ../nbs/00d_pose_sources.ipynb #src-holds-takes
 def holds_takes(path) -> bool:  # is it an .npz of keypoints?
@@ -227,16 +227,15 @@ def holds_takes(path) -> bool:  # is it an .npz of keypoints?
         return False
 
 # %% ../nbs/00d_pose_sources.ipynb #src-holds
-_VIDEOS = ('.mp4', '.webm', '.mov', '.m4v', '.mkv', '.avi', '.gif')
+_POSE_CELL = re.compile(r'\.pose["\s]*([,;|\t}]|$)', re.I | re.M)
 
 
-def _lists_poses(path: Path) -> bool:  # is it a table whose first files are .pose?
+def _lists_poses(path: Path) -> bool:  # is it a table whose first rows name .pose files?
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = [row for row, _ in zip(csv.DictReader(file), range(20))]
-    except (OSError, UnicodeDecodeError, csv.Error):
+        with open(path, encoding='utf-8-sig', errors='replace') as file:
+            return bool(_POSE_CELL.search(file.read(20_000)))
+    except OSError:
         return False
-    return any(_is(Path(row.get('path') or ''), '.pose') for row in rows)
 
 
 def holds_poses(path) -> bool:  # are there poses in this folder or file, and no videos?
@@ -245,17 +244,13 @@ def holds_poses(path) -> bool:  # are there poses in this folder or file, and no
         return _is(path, '.pose') or _is(path, '.npz') and holds_takes(path) or _lists_poses(path)
     if _lists_poses(path / 'index.csv'):
         return True
-    found = False
-    for _, _, names in os.walk(path):
-        kinds = {os.path.splitext(name)[1].lower() for name in names}
-        if kinds & set(_VIDEOS): return False
-        found = found or bool(kinds & {'.pose', '.npy'})
-    return found
+    kinds = {file.suffix.lower() for file in files_below(path)}
+    return not kinds & set(SUFFIXES) and bool(kinds & {'.pose', '.npy'})
 
 # %% ../nbs/00d_pose_sources.ipynb #src-find
 def find_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME.npy, an .npz of takes, a .pose file
                language: str = '',  # of a lexicon: only this ISO 639-3 code
-               ) -> tuple:  # list of `PoseSource`, list of (name, reason)
+               ) -> Found:  # of `PoseSource`
     "Raises FileNotFoundError, or ValueError where nothing holds poses."
     path = Path(path).expanduser()
     if not path.exists():
@@ -263,14 +258,14 @@ def find_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
     if _is(path, '.npz'):
         return _takes(path)
     if _is(path, '.pose'):
-        return [PoseSource(path.name, _text_of(path, path.parent), [path])], []
+        beside = [p for p in path.parent.iterdir() if _is(p, '.txt') and _stem(p) == _stem(path)]
+        return _pose_files(path.parent, [path, *beside])
     index = path / 'index.csv' if path.is_dir() else path
     if index.exists():
         return _lexicon(index, language)
-    if _visible(path, '.pose'):
-        return _pose_files(path)
-    if _visible(path, '.npy'):
-        return _keypoint_folders(path)
+    files = files_below(path)
+    for suffix, read in (('.pose', _pose_files), ('.npy', _keypoint_folders)):
+        if any(_is(file, suffix) for file in files): return read(path, files)
     raise ValueError(f'no poses in {path}: looked for index.csv, *.pose, WORD/TAKE/FRAME.npy and WORD/TAKE.npy')
 
 # %% ../nbs/00d_pose_sources.ipynb #src-read-points

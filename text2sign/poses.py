@@ -26,6 +26,7 @@ from .mannequin import drawn_body, render
 from .motion import FACE, FINGERS, Motion
 from .pose_sources import ASPECTS, PoseSource, find_poses, guess_aspect, load_points, read_motion
 from .recording import HOLISTIC, Z_SCALE
+from .tables import Found
 from .words import _open_pool
 
 # %% ../nbs/00l_poses.ipynb #pos-job
@@ -262,7 +263,8 @@ def _cache_path(sources: list, problems: list, job: _Job, frames: int | None) ->
     for source in sources:
         files = [(path.stat().st_size, path.stat().st_mtime_ns) for path in source.paths]
         points = zlib.crc32(np.ascontiguousarray(source.points)) if source.points is not None else 0
-        rows.append((source.name, source.text, source.signer, source.start, source.end, files, points))
+        said = source.name, source.text, source.signer, source.language, source.start, source.end
+        rows.append((*said, files, points))
     key = json.dumps([VERSION, rows, problems, asdict(job), frames])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return cache_dir() / f'poses-{len(sources)}x{job.size}-{job.crop}-{digest}.npz'
@@ -297,13 +299,13 @@ def _choose_aspect(sources: list, aspect: float | None) -> tuple:  # width by he
     return ASPECTS[name], [f'pictures taken to be {name}, to which the heads fit; aspect=... sets it']
 
 
-def _check(path, report: PoseReport, least: int) -> None:  # ValueError
+def _check(where: str, report: PoseReport, least: int) -> None:  # ValueError
     if report.kept < max(1, least):
         some = '; '.join(f'{name}: {reason}' for name, reason in report.problems[:3])
-        raise ValueError(f'{path}: {report.kept} good clips, at least {max(1, least)} are needed. {some}')
+        raise ValueError(f'{where}{report.kept} good clips, at least {max(1, least)} are needed. {some}')
 
 # %% ../nbs/00l_poses.ipynb #pos-read-2
-def read_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME.npy, an .npz of takes, a .pose file
+def read_poses(path,  # what `find_poses` takes, or what it gave
                frames: int | None = None,  # T; longer clips are cut; None: as many as the longest has
                size: int = 128,  # pixels a side
                crop: str = 'signer',  # one of CROPS
@@ -326,20 +328,18 @@ def read_poses(path,  # a lexicon, a folder of .pose files or of WORD/TAKE/FRAME
     """Recorded people as the mannequin. Prints one report. Raises FileNotFoundError for no such path, ValueError for
     unknown settings, and for fewer than `least` good clips."""
     check_drawing(size, crop, look)
-    sources, problems = find_poses(path, language)
+    sources, problems, notes = path if isinstance(path, Found) else find_poses(path, language)
     sources = [source for source in sources if only is None or source.text in only]
-    aspect, notes = _choose_aspect(sources, aspect)
+    aspect, guessed = _choose_aspect(sources, aspect)
     job = _Job(size, crop, float(fps), seed, look, wide, gap, smooth, float(recorded_fps or fps), aspect, skip)
     workers = workers or min(cpu_count(), 1 + len(sources) // 50)
     kept_path = _cache_path(sources, problems, job, frames) if cache and sources else None
 
-    def make():
-        made = _gather(sources, problems, job, frames, workers, progress)
-        made[1].notes += notes
-        return made
+    def make(): return _gather(sources, problems, job, frames, workers, progress)
     clips, report = load_or_make(kept_path, _load_kept, make, _keep) if kept_path else make()
+    report.notes += guessed + notes
     print(report)
-    _check(path, report, least)
+    _check('' if isinstance(path, Found) else f'{path}: ', report, least)
     clips.report = report
     return clips
 
