@@ -12,7 +12,7 @@ pytestmark = pytest.mark.quick
 HERE = Path(__file__).parent.parent
 NBS, PACKAGE = HERE/'nbs', HERE/'text2sign'
 NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
-TRAINING = {'batches', 'trainer', 'speed', 'monitor', 'preflight', 'settings', 'runs', 'prepare', 'train'}
+TRAINING = {'batches', 'trainer', 'speed', 'monitor', 'preflight', 'settings', 'defaults', 'runs', 'prepare', 'train'}
 RENDERER = {'mannequin', 'lexicon', 'cv2'}
 
 
@@ -162,5 +162,5 @@ def test_linter():
 def test_settings_that_ship(path):
     "Each file names settings that exist, of values that a training can start with."
     from text2sign.settings import Settings
-    with patch.object(Settings, 'check_memory'):            # which asks this machine
+    with patch('text2sign.settings.available_memory', lambda: None):        # on a machine that is large enough
         Settings.from_yaml(path).check()

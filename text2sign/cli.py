@@ -7,6 +7,7 @@ __all__ = ['SAMPLERS', 'COMMANDS', 'EXTRAS', 'bounded', 'Command', 'make_parser'
 
 # %% ../nbs/09a_cli.ipynb #002-09a
 import argparse
+import shlex
 import sys
 import time
 import warnings
@@ -182,11 +183,11 @@ def _run_evaluate(a) -> None:
     with atomic_path(a.out) as part: board.to_csv(part)
 
 # %% ../nbs/09a_cli.ipynb #066-09a
-def _training_settings(a):  # -> `Settings`
+def _training_settings(a, pairs=()):  # pairs: further ones, as -p has them -> `Settings`
     "From -f, -p and --resume. Raises ValueError naming a wrong setting, with the nearest right name."
     from text2sign.settings import Settings
     if a.resume == '': raise ValueError('--resume is empty: give the name of a run, or latest')
-    pairs = list(a.p or []) + ([('resume', a.resume)] if a.resume else [])
+    pairs = [*(a.p or []), *pairs, *([('resume', a.resume)] if a.resume else [])]
     return Settings.from_pairs(pairs, Settings.from_yaml(a.f) if a.f else Settings())
 
 def _run_train(a) -> int:  # 130 after Ctrl-C
@@ -204,11 +205,10 @@ def _run_train(a) -> int:  # 130 after Ctrl-C
 def _run_look(a) -> None:
     "Write the page and the contact sheet; print what they say, and where they are."
     from text2sign.core import workspace
-    from text2sign.look import look_at
-    settings = _training_settings(a)
+    from text2sign.look import look_for
+    settings = _training_settings(a, [('data', a.source)])
     if a.out: check_writable([Path(a.out).with_suffix('.html')])
-    look = look_at(a.source, settings.size, settings.fps, settings.framing, a.clips, sys.stderr.isatty())
-    look.expect(settings)
+    look = look_for(settings, a.clips, sys.stderr.isatty())
     print(look)
     for path in look.save(a.out or workspace()/'outputs'/f'look-{look.name}.html'): print(path)
 
@@ -226,7 +226,7 @@ def _how_to_resume(since: float,  # seconds since 1970
     saved = [name for name in own if times[name] >= since]
     name = saved[-1] if saved else resumed if resumed in (*times, 'latest') else ''
     what = 'saved' if saved else 'nothing new had been saved'
-    return f'{what}; go on with: text2sign train --resume {name}' if name else what
+    return f'{what}; go on with: text2sign train --resume {shlex.quote(name)}' if name else what
 
 # %% ../nbs/09a_cli.ipynb #069-09a
 class _Parser(argparse.ArgumentParser):
@@ -349,9 +349,9 @@ COMMANDS = {}
 COMMANDS['train'] = Command(
     'train a model',
     'Without any setting the shipped model is fine-tuned to other colours, in a few minutes. Ctrl-C saves and then '
-    'stops; --resume goes on from there. Each run has a folder in checkpoints/.',
-    ['train -p minutes 5', 'train -f checkpoints/fs-ase.yaml -p run mine', 'train -p data my_clips',
-     'train --resume latest'],
+    'stops; --resume goes on from there. Each run has a folder in checkpoints/. For your own clips a model, steps and '
+    'minutes are chosen that suit the machine, and printed with their reasons; text2sign look FOLDER shows them, too.',
+    ['train -p data my_clips', 'train -f checkpoints/fs-ase.yaml -p run mine', 'train --resume latest'],
     _add_train, _run_train)
 COMMANDS['sample'] = Command(
     'make clips from words', 'Prints the path of each clip, in the order of the words.',

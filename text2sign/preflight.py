@@ -16,6 +16,7 @@ from .axis import model_languages, model_letters
 from .batches import Batches, cond_rows
 from .clips import Clips
 from .finite import Guard, first_nonfinite
+from .spelling import has_phases, list_signs
 from .trainer import Trainer
 from .video import by_part
 
@@ -195,14 +196,24 @@ def _put_back(trainer: Trainer) -> None:
 # %% ../nbs/05e_preflight.ipynb #e8f1f961
 def _reference_words(config):  # `ModelConfig` -> `Clips`
     "Four words of a language that the model knows."
+    from text2sign.lexicon import LANGUAGES
     from text2sign.words import spell
-    words, own = ['HI', 'ZOE', 'CAB', 'JO'], dict(language=config.language or 'ase')
-    if config.vocabulary:
-        code = model_languages(config)[0]
-        letters = [letter for letter in model_letters(config, code) if letter != ' ']
-        words, own = [''.join(letters[i:i + 3]) for i in range(4)], dict(languages=[code]*4)
+    code = next(iter(model_languages(config)), 'ase')
+    letters = [letter for letter in model_letters(config, code) if letter != ' ']
+    texts = _trial_texts(config, letters)
+    own = dict(languages=[code]*4) if config.vocabulary else dict(language=code)
     how = dict(crop=config.crop or 'hand', look=config.look, cache=False, progress=False)
-    return spell(words, 14, config.size, seed=1, **own, **how)
+    drawn = code in LANGUAGES and not has_phases(letters)
+    if drawn: return spell(texts, 14, config.size, seed=1, **own, **how)
+    pictures = spell(_WORDS, 14, config.size, seed=1, **how).frames
+    return Clips(pictures, texts, **own)
+
+_WORDS = ['HI', 'ZOE', 'CAB', 'JO']
+
+def _trial_texts(config, letters: list) -> list[str]:  # four
+    if not config.vocabulary: return _WORDS
+    if has_phases(letters): return (list(list_signs(letters))*4)[:4]
+    return [''.join((letters*4)[i:i + 3]) for i in range(4)]
 
 # %% ../nbs/05e_preflight.ipynb #769ebdd7
 def trial_clips(model,  # `VideoDiT`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['peak_matmul_flops', 'peak_memory_gib', 'fits_in_memory', 'find_memory_settings', 'out_of_memory_message',
-           'graphed_step', 'warm_up', 'seconds_a_step', 'launch']
+           'graphed_step', 'warm_up', 'seconds_a_step', 'launch', 'check_processes']
 
 # %% ../nbs/05c_speed.ipynb #c-imports
 import os
@@ -197,10 +197,14 @@ def launch(
     if interrupted: raise KeyboardInterrupt
 
 # %% ../nbs/05c_speed.ipynb #c-launch-check
-def _check_launch(job, processes: int, args: tuple) -> None:
+def check_processes(processes: int) -> None:
+    "Raises ValueError for more than there are GPUs, where there are some."
     gpus = torch.cuda.device_count()
     if gpus and processes > gpus:
         raise ValueError(f'processes={processes}, but this machine has {gpus} GPU{"s"*(gpus > 1)}')
+
+def _check_launch(job, processes: int, args: tuple) -> None:
+    check_processes(processes)
     name = getattr(job, '__qualname__', repr(job))
     in_notebook = not hasattr(sys.modules['__main__'], '__file__')  # which no other process can import
     if in_notebook and job.__module__ == '__main__':
