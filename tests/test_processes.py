@@ -11,7 +11,7 @@ from text2sign.checkpoint import read_checkpoint
 from text2sign.trainer import list_checkpoints
 
 server = multiprocessing.get_context('forkserver')  # imports everything once, then starts processes in no time
-server.set_forkserver_preload(['text2sign.train'])
+server.set_forkserver_preload(['text2sign.train', 'pytest'])
 
 
 def job(accelerator, folder, steps, save_minutes, accumulation, tight):

@@ -130,15 +130,18 @@ def save_npz(path,  # where to write
 
 # %% ../nbs/00_core.ipynb #exclusive
 @contextmanager
-def exclusive(folder):  # of a run; made if need be
-    "Hold the run for this process. Raises ValueError where another process holds it."
+def exclusive(folder,  # of a run, or of shards; made if need be
+              work: str = '',  # what another process may be doing there; '': it trains the run
+              ):
+    "Hold the folder for this process. Raises ValueError where another process holds it."
     folder = Path(folder)
+    work = work or f'run {folder.name!r} is being trained'
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / '.lock')
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f'run {folder.name!r} is being trained by another process: wait for it, or stop it') from None
+        raise ValueError(f'{work} by another process: wait for it, or stop it') from None
     except NotImplementedError as e:
         raise ValueError(f'{folder} cannot be locked against a second training ({e}): take a local disk') from None
     try:

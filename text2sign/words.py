@@ -34,7 +34,8 @@ def is_rude(word: str,
             shortest: int = 3,  # letters that an entry must have to count inside a word
             ) -> bool:
     "Is it in the list, or does it hold an entry of the list?"
-    return word in rude or any(len(entry) >= shortest and entry in word for entry in rude)
+    parts = {word[i:j] for i in range(len(word)) for j in range(i + shortest, len(word) + 1)}
+    return word in rude or not parts.isdisjoint(rude)
 
 
 def _first_words(path: Path) -> list:
