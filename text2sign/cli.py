@@ -191,13 +191,13 @@ def _training_settings(a, pairs=()):  # pairs: further ones, as -p has them -> `
     return Settings.from_pairs(pairs, Settings.from_yaml(a.f) if a.f else Settings())
 
 def _run_train(a) -> int:  # 130 after Ctrl-C
-    "Train in this process."
+    "Train in this process, and say whether the text controls the video."
     settings, began = _training_settings(a), time.time()
     from text2sign.train import train
-    try: train(settings)
+    from text2sign.verdict import judge
+    try: print(judge(train(settings), progress=sys.stderr.isatty()) or '')
     except KeyboardInterrupt:
-        how = _how_to_resume(began, resumed=settings.resume or settings.run)
-        print(f'text2sign: interrupted; {how}', file=sys.stderr)
+        print('text2sign: interrupted;', _how_to_resume(began, None, settings.resume or settings.run), file=sys.stderr)
         return 130
     return 0
 
