@@ -183,12 +183,18 @@ class PoseReport:
     notes: list  # sentences
 
     def __str__(self):
-        out = [f'{self.kept} of {self.kept + len(self.problems)} clips read', *self._hands(), *self._cut(), *self.notes]
+        out = [f'{self.kept} of {self.kept + len(self.problems)} clips read', *self.sentences()]
         if self.problems:
             out.append(f'{len(self.problems)} left out:')
         return '\n'.join(out + [f'  {name}: {reason}' for name, reason in self.problems])
 
 # %% ../nbs/00l_poses.ipynb #pos-report-2
+@patch
+def sentences(self: PoseReport) -> list:
+    "What one should know of the clips that were read."
+    return [*self._hands(), *self._cut(), *self.notes]
+
+
 @patch
 def _hands(self: PoseReport) -> list:  # a sentence, or none
     if not self.unseen:

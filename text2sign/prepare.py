@@ -229,9 +229,9 @@ def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos
 # %% ../nbs/05h_prepare.ipynb #videos-05g
 def _video_data(settings: Settings, videos) -> Clips:  # videos: `Found`
     "In memory, or, where they take too much of it, in shards; of a VAE's latents then, if there is one."
-    from text2sign.videos import mean_clip_bytes, read_videos, store_videos
+    from text2sign.videos import clip_bytes, read_videos, store_videos
     how = dict(size=settings.size, fps=settings.fps, fit=settings.framing)
-    each = settings.store == 'auto' and mean_clip_bytes(videos, **how)
+    each = settings.store == 'auto' and clip_bytes(videos, settings.size, settings.fps)[1]
     if settings.sentences or not settings.in_shards(len(videos.sources), each): return read_videos(videos, **how)
     return store_videos(videos, settings.vae, pick_device(settings.device), **how)
 

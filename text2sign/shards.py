@@ -245,7 +245,35 @@ def open_shards(folder,  # where `write_shards` wrote
         raise ValueError(f'{folder}: of {count} shards {len(bad)} cannot be used ({"; ".join(bad[:5])}). Put them '
                          'back, or delete them and run again what wrote them: only these are made anew')
     reports = [shard.noted['report'] for shard in shards]
-    return _as_clips([shard for shard in shards if len(shard.arrays['lengths'])]), reports
+    full = [shard for shard in shards if len(shard.arrays['lengths'])]
+    if not full: raise ValueError(f'{folder}: no shard holds a clip{_why(reports)}')
+    _check_alike(full)
+    return _as_clips(full), reports
+
+
+def _why(reports: list) -> str:  # the first of the reasons that their makers noted
+    problems = [problem for report in reports for problem in report.get('problems', [])]
+    return ''.join(f'{"; " if i else ". "}{name}: {reason}' for i, (name, reason) in enumerate(problems[:3]))
+
+# %% ../nbs/00o_shards.ipynb #18af47a8
+def _kind(shard: _Shard) -> dict:  # what the shards of one set have in common
+    about = {name: value for name, value in shard.noted['about'].items() if name != 'alphabet'}
+    frames = f'{shard.frames.dtype} {"x".join(map(str, shard.frames.shape))}'
+    return about | dict(frames=frames, std=shard.std is not None, fields=', '.join(sorted(shard.arrays)))
+
+
+def _check_alike(shards: list) -> None:
+    "Raises ValueError naming two shards that do not belong together."
+    first, *others = shards
+    wanted = _kind(first)
+    for other in others:
+        found = _kind(other)
+        differ = [f'{name} is {wanted.get(name)} in the one, {found.get(name)} in the other'
+                  for name in wanted | found if wanted.get(name) != found.get(name)]
+        if not differ: continue
+        here, there = first.frames.path, other.frames.path
+        raise ValueError(f'{here.parent}: {here.name} and {there.name} are not of one set ({"; ".join(differ)}): '
+                         'keep each set in a folder of its own')
 
 # %% ../nbs/00o_shards.ipynb #join-00n
 def _stored(shards: list, name: str, longest: int) -> StoredFrames | None:
@@ -276,8 +304,7 @@ def _count_in_one(shards: list) -> tuple:  # the alphabet of all
     return alphabet
 
 # %% ../nbs/00o_shards.ipynb #clips-00n
-def _as_clips(shards: list) -> Clips:
-    if not shards: raise ValueError('no shard holds a clip')
+def _as_clips(shards: list) -> Clips:  # that are alike
     alphabet = _count_in_one(shards)
     longest = max(shard.noted['longest'] for shard in shards)
     values = {name: _stored(shards, name, longest) for name in _PIXELS}
@@ -294,15 +321,18 @@ SHARD_BYTES = 2**28
 def store_clips(items: list,  # what makes the clips, such as texts or files
                 make,  # make(items of a shard, its number) -> `Clips`, a report
                 key,  # what decides the clips besides, as JSON can hold it: a set for each
-                each: int,  # about how many bytes a clip has
+                each: int,  # about how many bytes a clip has while it is made
+                kept: int | None = None,  # about how many it takes on disk; None: as many
                 progress: bool = True,  # show a progress bar
                 ) -> tuple:  # `Clips` whose frames are `StoredFrames`; the report of each shard
-    "Write shards of about SHARD_BYTES, as far as they are not there, and open them. Raises as these two do."
+    """Make clips of about SHARD_BYTES at a time, as far as they are not there, and open all. Raises as `write_shards`
+    and `open_shards` do."""
     group = max(1, min(4096, SHARD_BYTES // max(1, each)))              # clips
     parts = [items[i:i + group] for i in range(0, len(items), group)]
     name = hashlib.sha256(json.dumps([key, group, items], default=str).encode()).hexdigest()[:12]
     folder = cache_dir() / f'shards-{len(items)}-{name}'
-    write_shards(folder, len(parts), lambda k: make(parts[k], k), each * len(items), progress)
+    kept = each if kept is None else kept
+    write_shards(folder, len(parts), lambda k: make(parts[k], k), kept * len(items), progress)
     return open_shards(folder)
 
 # %% ../nbs/00o_shards.ipynb #ahead-00n
