@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned',
-           'files_below', 'save_npz', 'exclusive', 'end_with_parent', 'generator', 'pick_device', 'pick_precision',
-           'autocast_bf16', 'cpu_count', 'available_memory', 'only_local', 'format_time', 'nearest_name', 'one_line',
-           'slug', 'progress_bar', 'slow_cells']
+           'files_below', 'file_trace', 'save_npz', 'exclusive', 'end_with_parent', 'generator', 'pick_device',
+           'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory', 'only_local', 'format_time',
+           'nearest_name', 'one_line', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -117,6 +117,14 @@ def files_below(folder: Path) -> list[Path]:  # sorted; no hidden ones
             else: found.append(p)
     return sorted(found)
 
+# %% ../nbs/00_core.ipynb #a514dd5c
+def file_trace(path) -> list:  # of (name, bytes, nanoseconds since 1970)
+    "What changes when a file, or one of a folder's own files, does."
+    path = Path(path)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
 # %% ../nbs/00_core.ipynb #save-npz
 def save_npz(path,  # where to write
              **arrays,  # name -> array; none may need pickle
@@ -143,7 +151,7 @@ def exclusive(folder,  # of a run, or of shards; made if need be
     except Timeout:
         raise ValueError(f'{work} by another process: wait for it, or stop it') from None
     except NotImplementedError as e:
-        raise ValueError(f'{folder} cannot be locked against a second training ({e}): take a local disk') from None
+        raise ValueError(f'{folder} cannot be locked against a second process ({e}): take a local disk') from None
     try:
         yield
     finally:

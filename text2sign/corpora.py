@@ -398,7 +398,9 @@ def in_folder(folder # without a table, sub-folders included
     if not films:
         films = _picture_folders(files)
         notes = [f'folders of pictures are shown at {_RATE:g} a second; a table with a column fps says otherwise']
-    if not films: raise ValueError(f'no videos in {folder}: looked for *{", *".join(SUFFIXES)}, in sub-folders too')
+    if not films:
+        saved = next((f'; {p.name} in it is a file of its own: give that' for p in files if p.suffix == '.npz'), '')
+        raise ValueError(f'no videos in {folder}: looked for *{", *".join(SUFFIXES)}, in sub-folders too{saved}')
     by_name = _group_by_stem(films, folder)
     texts = _group_by_stem([p for p in files if p.suffix.lower() == '.txt'], folder)
     if set(by_name) & set(texts): return Found(*_pairs(folder, by_name, texts), notes)

@@ -7,23 +7,29 @@ __all__ = ['Seen', 'Look', 'look_at', 'seconds_by_stage', 'look_for', 'look_befo
 
 # %% ../nbs/09b_look.ipynb #look-imports
 import base64
+import contextlib
 import html
 import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from fastcore.basics import patch
 
-from .clips import strip
+from .clips import Clips, strip
 from .core import atomic_path, available_memory, cpu_count, format_time, progress_bar
 from .corpora import find_sources, is_corpus
-from .decoding import Refused, decode_video, open_video, stated_seconds
-from .framing import crop_offset, motion_profile, oddities, outside, same_view, sign_span, to_square
-from .sources import Found, Source
+from .decoding import open_video
+from .framing import oddities, to_square
+from .pose_sources import find_poses, holds_poses
+from .settings import Settings, resolve_data
+from .shards import holds_shards, open_shards
+from .sources import Source
+from .tables import Found, Refused
+from .videos import MUCH_OUTSIDE, Film, durations, read_film, refusing, said_seconds, square_offsets
 
 # %% ../nbs/09b_look.ipynb #look-seen
 @dataclass
@@ -31,12 +37,11 @@ class Seen:
     "A clip as it will be trained on, and the film that it comes from."
     source: Source
     picture: np.ndarray     # uint8 (H,W,3): the film in the middle of what is kept
-    frames: np.ndarray      # uint8 (n,H,W,3): what is kept
-    first: np.ndarray       # uint8 (H,W,3): the film's first picture
+    film: Film              # what is kept, before it is cut to a square
     seconds: float          # of the film, or of the part that its row names
     kept: tuple             # seconds of it: from, to
     warnings: list          # phrases
-    place: tuple            # of the picture: left, top, right, bottom of the frames, pixels
+    place: tuple            # of the picture: left, top, right, bottom of the film's frames, pixels
     box: tuple = ()         # of the picture: left, top, right, bottom of the square, pixels
     clip: np.ndarray = None # uint8 (n,size,size,3)
 
@@ -44,56 +49,47 @@ class Seen:
 _HEIGHT = 144       # pixels of the shorter side of a film, on the page
 
 def _read(source: Source, fps: float, fit: str) -> Seen: # or `Refused`, not raised: other clips go on
-    import av
-    notes = set()
-    how = dict(fps=fps, rate=source.fps, box=source.bbox, notes=notes)
-    try: film = decode_video(source.path, _HEIGHT, fit, source.start, source.end, **how)
+    try:
+        film = read_film(source, _HEIGHT, fps, fit)
+        first, stop, count = film.kept
+        picture, place = film.frames[(stop - first)//2], (0, 0, *film.first.shape[1::-1])
+        if source.bbox: picture, place = _around(source, (source.start or 0) + (first + stop)//2/fps)
     except Refused as e: return e
-    except (av.FFmpegError, OSError) as e: return Refused(f'cannot be read ({e.strerror}): is it cut off, or no video?')
-    whole = source.start is None and source.end is None
-    first, stop = sign_span(film, fps) if whole else (0, len(film))
-    warnings = sorted(notes) + oddities(film[first:stop])
-    middle = (first + stop)//2
-    picture, place = film[middle], (0, 0, *film.shape[2:0:-1])
-    if source.bbox: picture, place = _around(source, (source.start or 0) + middle/fps, fps)
-    kept = first/fps, stop/fps
-    return Seen(source, picture, film[first:stop].copy(), film[0].copy(), len(film)/fps, kept, warnings, place)
+    return Seen(source, picture, film, count/fps, (first/fps, stop/fps), sorted(film.notes) + film.odd, place)
 
 # %% ../nbs/09b_look.ipynb #look-read-2
-def _around(source: Source, at: float, fps: float) -> tuple: # a picture of the whole film; its bounding box there
-    picture = decode_video(source.path, _HEIGHT, 'cover', at, at + 2/fps, fps=fps, rate=source.fps)[0]
+def _around(source: Source, at: float) -> tuple: # a picture of the whole film; its bounding box there
+    "Raises `Refused`."
+    moment = replace(source, bbox=None, start=at, end=at + .1)
+    picture = read_film(moment, _HEIGHT, 10, 'cover').frames[0]
     height, width = picture.shape[:2]
     scale = width, height
     if max(source.bbox) > 1:
-        with open_video(source.path, source.fps) as film:
-            stored = film.streams.best('video').codec_context
-            scale = (_HEIGHT/min(stored.width, stored.height),)*2
+        with refusing(source), open_video(source.path, source.fps) as film:
+            stored = film.streams.best('video')
+            wide = float(stored.sample_aspect_ratio or 1)*stored.codec_context.width
+            scale = (_HEIGHT/min(wide, stored.codec_context.height),)*2
     corners = [round(value*by) for value, by in zip(source.bbox, scale*2)]
     return picture, tuple(np.clip(corners, 0, (width, height)*2).tolist())
 
 # %% ../nbs/09b_look.ipynb #look-square
 def _set_squares(seen: list, size: int, fit: str) -> None: # of `Seen`
     "Find the square of each clip, and cut it out."
-    views = same_view([s.first for s in seen], [s.source.signer for s in seen])
-    motions = [motion_profile(s.frames) for s in seen]
-    for view in set(views):
-        mine = [i for i, other in enumerate(views) if other == view]
-        height, width = seen[mine[0]].first.shape[:2]
-        k = crop_offset(np.mean([motions[i] for i in mine], axis=0), _HEIGHT, height > width)
-        for i in mine: _cut_square(seen[i], k if fit == 'cover' else None, size, fit, motions[i])
+    if fit == 'pad': offsets, lost = [None]*len(seen), np.zeros(len(seen))
+    else: offsets, lost = square_offsets([s.film for s in seen], [s.source.signer for s in seen], _HEIGHT)
+    for s, k, share in zip(seen, offsets, lost):
+        square = to_square(s.film.frames, _HEIGHT, fit, k)
+        s.clip = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in square])
+        s.box = _square_in(s, k)
+        if share > MUCH_OUTSIDE: s.warnings.append(f'{share:.0%} of what moves is outside the square')
 
-# %% ../nbs/09b_look.ipynb #look-square-2
-def _cut_square(s: Seen, k, size: int, fit: str, motion) -> None: # k: offset along the longer side, in pixels
-    height, width = s.first.shape[:2]
-    square = to_square(s.frames, _HEIGHT, fit, k)
-    s.clip = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in square])
+def _square_in(s: Seen, k) -> tuple: # k: pixels from the left or top edge, None: all; of the picture, pixels
+    height, width = s.film.first.shape[:2]
     inner = 0, 0, width, height
     if k is not None: inner = (0, k, width, k + _HEIGHT) if height > width else (k, 0, k + _HEIGHT, height)
     left, top, right, bottom = s.place
     scale = (right - left)/width, (bottom - top)/height
-    s.box = tuple(round(begin + value*by) for value, by, begin in zip(inner, scale*2, (left, top)*2))
-    left_out = 0 if k is None else outside(motion, _HEIGHT, k)
-    if left_out > .1: s.warnings.append(f'{left_out:.0%} of what moves is outside the square')
+    return tuple(round(begin + value*by) for value, by, begin in zip(inner, scale*2, (left, top)*2))
 
 # %% ../nbs/09b_look.ipynb #look-look
 @dataclass
@@ -103,41 +99,98 @@ class Look:
     found: Found
     seen: list              # of `Seen`
     unread: list            # of (name, reason): clips of the sample that could not be read
-    seconds: float          # of all clips, estimated from headers
-    size: int               # of training: pixels a side
-    fps: float
+    seconds: float          # of all clips, estimated
+    sample: Clips           # the clips of `seen` as training has them
+    settings: Settings      # of training
     training: list = field(default_factory=list) # sentences
 
-def _seconds(source: Source) -> float | None: # None: unknown
-    whole = stated_seconds(source.path, source.fps) if source.end is None else source.end
-    return None if whole is None else max(0., whole - (source.start or 0))
-
-def _evenly(items: list, n: int) -> list: # at most n of them
+def _evenly(items, n: int): # at most n of them
     return items[::-(-len(items)//n) or 1]
 
-# %% ../nbs/09b_look.ipynb #look-look-2
-def look_at(source,       # a folder or table, or `Found`
-            size=64,      # of training: pixels a side
-            fps=12.,      # frames a second
-            fit='cover',  # 'cover' or 'pad'
-            clips=48,     # films to decode at most
-            progress=True, # show a progress bar
-           ) -> Look:
-    "Raises as `find_sources` does, and ValueError where no clip can be read."
-    found = source if isinstance(source, Found) else find_sources(source)
-    name = 'clips' if isinstance(source, Found) else Path(source).expanduser().resolve().name
+def _check_seen(name: str, seen: list, found: Found, unread: list) -> None: # ValueError
+    if seen: return
+    some = '; '.join(f'{clip}: {reason}' for clip, reason in (found.problems + unread)[:3])
+    raise ValueError(f'{name}: not one clip can be read. {some}')
+
+# %% ../nbs/09b_look.ipynb #look-films
+def _look_at_films(found: Found, name: str, settings: Settings, clips: int, progress: bool) -> Look:
+    "Raises ValueError where no clip can be read."
     sample = _evenly(found.sources, clips)
     with ThreadPoolExecutor(cpu_count()) as pool:
-        films = pool.map(lambda s: _read(s, fps, fit), sample)
+        films = pool.map(lambda s: _read(s, settings.fps, settings.framing), sample)
         read = list(progress_bar(films, 'reading films', len(sample), progress))
-        known = [s for s in pool.map(_seconds, _evenly(found.sources, 400)) if s is not None]
     unread = [(s.name, str(r)) for s, r in zip(sample, read) if isinstance(r, Refused)]
     seen = [r for r in read if isinstance(r, Seen)]
-    if not seen:
-        some = '; '.join(f'{name}: {reason}' for name, reason in (found.problems + unread)[:3])
-        raise ValueError(f'{name}: not one clip can be read. {some}')
-    _set_squares(seen, size, fit)
-    return Look(name, found, seen, unread, float(np.mean(known or [0]))*len(found.sources), size, fps)
+    _check_seen(name, seen, found, unread)
+    _set_squares(seen, settings.size, settings.framing)
+    seconds = float(said_seconds(found.sources).mean())*len(found.sources)
+    return Look(name, found, seen, unread, seconds, _as_clips(seen, settings.fps), settings)
+
+def _as_clips(seen: list, fps: float) -> Clips:
+    lengths = [len(s.clip) for s in seen]
+    longest = np.arange(max(lengths))
+    held = np.stack([s.clip[np.minimum(longest, len(s.clip) - 1)] for s in seen])
+    return Clips(held, [s.source.text for s in seen], [s.source.name for s in seen], fps, lengths)
+
+# %% ../nbs/09b_look.ipynb #f89ade13
+def _pixels(clips: Clips, i: int) -> np.ndarray: # uint8 (n,H,W,3), valid frames
+    frames = clips.frames[i][:clips.lengths[i]]
+    if frames.dtype == np.uint8: return frames
+    if not clips.vae: raise ValueError('these clips are latents, and do not say of which VAE: nobody can look at them')
+    import torch
+
+    from text2sign.latents import decode_latents, load_vae
+    from text2sign.sample import to_uint8
+    latents = torch.from_numpy(frames).movedim(-1, 1)[None]
+    return to_uint8(decode_latents(latents, load_vae(clips.vae)))[0]
+
+def _seen_clip(clips: Clips, i: int, source: Source) -> Seen:
+    frames = _pixels(clips, i)
+    seconds, (height, width) = len(frames)/clips.fps, frames.shape[1:3]
+    film = Film(frames, frames[0], set(), oddities(frames), (0, len(frames), len(frames)))
+    whole = 0, 0, width, height
+    return Seen(source, frames[len(frames)//2], film, seconds, (0, seconds), list(film.odd), whole, whole, frames)
+
+def _source_of(clips: Clips, i: int, path: Path) -> Source:
+    signer, split = (column[i] if column else '' for column in (clips.signers, clips.splits))
+    return Source(path, clips.texts[i], clips.names[i], signer, split=split)
+
+# %% ../nbs/09b_look.ipynb #a2ed1ae1
+def _look_at_clips(clips: Clips, path: Path, settings: Settings, most: int) -> Look:
+    "Raises ValueError for latents of which nobody knows the VAE."
+    found = Found([_source_of(clips, i, path) for i in range(len(clips))], [], [])
+    chosen = _evenly(np.arange(len(clips)), most)
+    seen = [_seen_clip(clips, i, found.sources[i]) for i in chosen]
+    return Look(path.name, found, seen, [], float(clips.lengths.sum()/clips.fps), clips[chosen], settings)
+
+def _look_at_poses(path: Path, settings: Settings, most: int, progress: bool) -> Look:
+    "Raises ValueError where no clip can be read."
+    from text2sign.poses import read_poses
+    poses, problems, notes = find_poses(path)
+    sample = Found(_evenly(poses, most), [], [])
+    crop = 'signer' if settings.crop == Settings.crop else settings.crop
+    how = dict(crop=crop, look=settings.look, skip=settings.skip, cache=False, progress=progress)
+    with contextlib.redirect_stdout(io.StringIO()): # its report is a part of the page
+        clips = read_poses(sample, None, settings.size, fps=settings.fps, **how)
+    shown = _look_at_clips(clips, path, settings, most)
+    sources = [Source(pose.paths[0] if pose.paths else path, pose.text, pose.name, pose.signer) for pose in poses]
+    found, seconds = Found(sources, problems, notes + clips.report.sentences()), shown.seconds/len(clips)*len(sources)
+    return replace(shown, found=found, unread=clips.report.problems, seconds=seconds)
+
+# %% ../nbs/09b_look.ipynb #look-look-2
+def look_at(source,                          # a folder or table of films or poses, a folder of shards, saved `Clips`
+            settings: Settings = Settings(), # of training
+            clips: int = 48,                 # to read at most
+            progress: bool = True,           # show a progress bar
+           ) -> Look:
+    "Raises as `find_sources` does, and ValueError where no clip can be read."
+    path = resolve_data(str(source))
+    if path is None: raise FileNotFoundError(f'no such folder, table or file: {source}')
+    here = path.resolve()
+    if holds_shards(path): return _look_at_clips(open_shards(path)[0], here, settings, clips)
+    if not is_corpus(path) and holds_poses(path): return _look_at_poses(here, settings, clips, progress)
+    if path.suffix.lower() == '.npz': return _look_at_clips(Clips.load(path), here, settings, clips)
+    return _look_at_films(find_sources(path), here.name, settings, clips, progress)
 
 # %% ../nbs/09b_look.ipynb #look-facts
 def _amount(count: float) -> str: # bytes
@@ -145,6 +198,8 @@ def _amount(count: float) -> str: # bytes
         if count < 1000: return f'{count:.3g} {unit}'
         count /= 1000
     return f'{count:.3g} TB'
+
+def _several(count: int, what: str) -> str: return f'{count:,} {what}{"s"*(count != 1)}'
 
 def _lasting(seconds: float) -> str: return f'{format_time(seconds)} {"hours" if seconds >= 3600 else "minutes"}'
 
@@ -154,22 +209,27 @@ def facts(self: Look) -> list: # of sentences
     sources = self.found.sources
     takes = Counter(s.text for s in sources)
     few, many = min(takes.values()), max(takes.values())
-    out = [f'{len(sources)} clips, about {_lasting(self.seconds)}',
-           f'{len(takes)} texts, ' + (f'{few} to {many} takes of each' if many > 1 else 'one take of each')]
+    each = 'one take' if many == 1 else f'{many} takes' if few == many else f'{few} to {many} takes'
+    out = [f'{_several(len(sources), "clip")}, about {_lasting(self.seconds)}',
+           f'{_several(len(takes), "text")}, {each} of each']
     for key in ('signer', 'split'):
         counts = Counter(getattr(s, key) for s in sources)
-        if any(counts): out.append(f'{len(counts)} {key}s: ' + _top(counts))
+        if any(counts): out.append(f'{_several(len(counts), key)}: {_top(counts)}')
     return out + self._sizes() + self.training
 
 # %% ../nbs/09b_look.ipynb #look-facts-2
 @patch
 def _sizes(self: Look) -> list: # of sentences
-    films = {s.path for s in self.found.sources if s.path.is_file()}
-    frames = self.seconds*self.fps*self.size**2*3
+    files = {s.path for s in self.found.sources if s.path.is_file()}
+    frames, std, fps = self.sample.frames, self.sample.std, self.sample.fps
+    height, width, channels = frames.shape[2:]
+    each = frames.dtype.itemsize*height*width*channels*(1 if std is None else 2)
+    kind = f'frames of {width} pixels' if frames.dtype == np.uint8 else f'latents of {width}x{height}x{channels}'
     room = available_memory()
     fits = '' if room is None else f'; {_amount(room)} of memory are free'
-    out = f'{_amount(frames)} as frames of {self.size} pixels at {self.fps:g} a second{fits}'
-    return [f'{len(films)} films of {_amount(sum(path.stat().st_size for path in films))}']*bool(films) + [out]
+    out = f'{_amount(self.seconds*fps*each)} as {kind} at {fps:g} a second{fits}'
+    on_disk = _amount(sum(path.stat().st_size for path in files))
+    return [f'{_several(len(files), "file")} of {on_disk}']*bool(files) + [out]
 
 def _top(counts: Counter, n: int = 6) -> str:
     return ', '.join(f'{name or "none"} {count}' for name, count in counts.most_common(n)) + ', ...'*(len(counts) > n)
@@ -179,21 +239,21 @@ def _top(counts: Counter, n: int = 6) -> str:
 def warnings(self: Look) -> list: # of (sentence, list of (name, what))
     "What one should look at first: what is left out, then what looks odd."
     out = []
-    if self.found.problems: out.append((f'{len(self.found.problems)} rows or files are left out', self.found.problems))
-    some = f' of the {len(self.seen) + len(self.unread)} that were tried'
-    if self.unread: out.append((f'{len(self.unread)} films cannot be read{some}', self.unread))
+    if self.found.problems: out.append((f'left out: {_several(len(self.found.problems), "row")}', self.found.problems))
+    tried = _several(len(self.seen) + len(self.unread), 'clip')
+    if self.unread: out.append((f'cannot be read: {len(self.unread)} of {tried} that were tried', self.unread))
     odd = [(s.source.name, '; '.join(s.warnings)) for s in self.seen if s.warnings]
-    if odd: out.append((f'{len(odd)} clips look odd; they are trained on all the same', odd))
+    if odd: out.append((f'odd, but trained on all the same: {_several(len(odd), "clip")}', odd))
     takes = Counter(s.text for s in self.found.sources)
     single = [(text, 'one take') for text, count in takes.items() if count == 1]
     if len(single) > 1 and not any(s.split for s in self.found.sources):
-        out.append((f'{len(single)} texts have one take: there is no other one to test the model with', single))
+        out.append((f'one take only, so none to test the model with: {len(single)} texts', single))
     return out
 
 # %% ../nbs/09b_look.ipynb #look-steps
-def seconds_by_stage(settings,  # `Settings`
-                     clips,     # `Clips` like those that are trained on
-                    ) -> dict:  # 'image', 'video' -> seconds a step
+def seconds_by_stage(settings: Settings,
+                     clips: Clips, # like those that are trained on
+                    ) -> dict: # 'image', 'video' -> seconds a step
     "On this machine. Raises as training would."
     from text2sign.core import pick_device
     from text2sign.prepare import TrainingData, as_trained, read_pretrained
@@ -210,13 +270,12 @@ def seconds_by_stage(settings,  # `Settings`
 
 # %% ../nbs/09b_look.ipynb #look-steps-2
 @patch
-def expect(self: Look, settings) -> None: # `Settings`, with nothing left to choose; adds to `training`
-    "What training with these settings will be."
-    from dataclasses import replace
-
+def expect(self: Look) -> None: # adds to `training`
+    "What training with its settings will be."
     from text2sign.defaults import forecast, planned_steps
+    settings = self.settings
     left, trained = settings.minutes, [s for s in self.found.sources if s.split in ('', 'train')]
-    for stage, a_step in seconds_by_stage(settings, self._clips()).items():
+    for stage, a_step in seconds_by_stage(settings, self.sample).items():
         steps = planned_steps(settings, stage, left, a_step)
         batch, unit = (settings.image_batch, 'images') if stage == 'image' else (settings.batch, 'windows')
         took = _lasting(steps*a_step)
@@ -224,44 +283,31 @@ def expect(self: Look, settings) -> None: # `Settings`, with nothing left to cho
         left -= steps*a_step/60
     if settings.minutes: self.training.append(f'it stops after {settings.minutes:g} minutes, also before the last step')
     if settings.sentences or 'video' not in settings.stages: return
-    line = forecast(replace(settings, steps=steps), [s.text for s in trained], [len(s.clip) for s in self.seen])
+    line = forecast(replace(settings, steps=steps), [s.text for s in trained], self.sample.lengths)
     self.training.append(line.partition(': ')[2].partition(': ')[2])
 
-# %% ../nbs/09b_look.ipynb #5ad42529
-@patch
-def _clips(self: Look): # `Clips` of the sample
-    from text2sign.clips import Clips
-    longest = max(len(s.clip) for s in self.seen)
-    held = np.stack([s.clip[np.minimum(np.arange(longest), len(s.clip) - 1)] for s in self.seen])
-    return Clips(held, [s.source.text for s in self.seen], fps=self.fps, lengths=[len(s.clip) for s in self.seen])
-
 # %% ../nbs/09b_look.ipynb #look-before
-def look_for(settings,   # `Settings`, with the source as `data`
-             clips=48,   # films to read at most
-             progress=True,
-            ) -> Look:   # with an estimate of the time
+def look_for(settings: Settings, # with the source as `data`
+             clips: int = 48,    # to read at most
+             progress: bool = True,
+            ) -> Look: # with an estimate of the time
     "Raises as `look_at` does."
-    from text2sign.defaults import explain, with_defaults
-    from text2sign.settings import resolve_data
-    chosen = with_defaults(settings)
-    path = resolve_data(settings.data) or settings.data
-    look = look_at(path, chosen.size, chosen.fps, chosen.framing, clips, progress)
+    from text2sign.defaults import explain
+    look = look_at(settings.data, _chosen(settings), clips, progress)
     look.training = [line.strip() for line in explain(settings)]
-    look.expect(chosen)
+    look.expect()
     return look
 
-# %% ../nbs/09b_look.ipynb #1d936217
-def look_before(settings,  # `Settings`
-                clips=24,  # films to read at most
-               ) -> Look | None: # None: the embedded corpus, poses, or saved clips
+def look_before(settings: Settings,
+                clips: int = 24, # to read at most
+               ) -> Look | None: # None: words that the renderer draws
     "The look without the estimate, which training prints itself. Raises as `look_at` does."
+    own = resolve_data(settings.data) is not None
+    return look_at(settings.data, _chosen(settings), clips) if own else None
+
+def _chosen(settings: Settings) -> Settings: # nothing is left to choose
     from text2sign.defaults import with_defaults
-    from text2sign.pose_sources import holds_poses
-    from text2sign.settings import resolve_data
-    path = resolve_data(settings.data)
-    if path is None or path.suffix.lower() == '.npz' or not is_corpus(path) and holds_poses(path): return None
-    chosen = with_defaults(settings)
-    return look_at(path, chosen.size, chosen.fps, chosen.framing, clips)
+    return with_defaults(settings)
 
 # %% ../nbs/09b_look.ipynb #look-page
 _STYLE = '''
@@ -320,7 +366,7 @@ def __str__(self: Look) -> str:
     "What the page says in words, three lines of each warning."
     out = self.facts() + self.found.notes
     for sentence, items in self.warnings():
-        out += [f'{sentence}:'] + [f'  {name}: {what}' for name, what in items[:3]] + ['  ...']*(len(items) > 3)
+        out += [sentence] + [f'  {name}: {what}' for name, what in items[:3]] + ['  ...']*(len(items) > 3)
     return '\n'.join(out)
 
 # %% ../nbs/09b_look.ipynb #look-card-2-2
@@ -330,7 +376,7 @@ def page(self: Look) -> str: # HTML, with all pictures in it
     clips = sorted(self.seen, key=lambda s: not s.warnings)
     facts = ''.join(f'<li>{html.escape(line)}</li>' for line in self.facts() + self.found.notes)
     warnings = ''.join(_warning(*warning) for warning in self.warnings()) or '<p>Nothing to warn of.</p>'
-    cards = ''.join(_card(s, self.fps) for s in clips)
+    cards = ''.join(_card(s, self.sample.fps) for s in clips)
     shown = f'{len(clips)} of {len(self.found.sources)} clips' if len(clips) < len(self.found.sources) else 'All clips'
     return f'''<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(self.name)}</title>
 <style>{_STYLE}</style></head><body><h1>What will be trained on: {html.escape(self.name)}</h1><ul>{facts}</ul>

@@ -180,10 +180,11 @@ class PoseReport:
     unseen: dict  # name -> {hand: [recorded frames in which it was not seen, in which of them it is lowered]}
     lengths: list  # frames of each clip kept, before it was cut
     frames: int  # T
+    words: list  # sentences about them
     notes: list  # sentences
 
     def __str__(self):
-        out = [f'{self.kept} of {self.kept + len(self.problems)} clips read', *self.sentences()]
+        out = [f'{self.kept} of {self.kept + len(self.problems)} clips read', *self.words, *self.sentences()]
         if self.problems:
             out.append(f'{len(self.problems)} left out:')
         return '\n'.join(out + [f'  {name}: {reason}' for name, reason in self.problems])
@@ -191,7 +192,7 @@ class PoseReport:
 # %% ../nbs/00l_poses.ipynb #pos-report-2
 @patch
 def sentences(self: PoseReport) -> list:
-    "What one should know of the clips that were read."
+    "What one should know of the clips that were drawn, whichever words they are."
     return [*self._hands(), *self._cut(), *self.notes]
 
 
@@ -216,10 +217,7 @@ def _cut(self: PoseReport) -> list:  # a sentence, or none
     return [f'{long} are longer than {self.frames} frames and were cut: frames={max(self.lengths)} holds them all']
 
 # %% ../nbs/00l_poses.ipynb #pos-notes
-def _notes(sources: list,  # that were read
-           jumps: int,  # in how many the first frame stands apart
-           skip: int,  # frames that were left out before it
-           ) -> list:  # sentences
+def _about_words(sources: list) -> list:  # sentences; sources: that were read
     counts = Counter(source.text for source in sources)
     single = sorted(text for text, count in counts.items() if count == 1)
     signers = {source.signer for source in sources} - {''}
@@ -227,9 +225,12 @@ def _notes(sources: list,  # that were read
     if single and len(counts) > 1:
         some = ', '.join(single[:8]) + (', ...' if len(single) > 8 else '')
         notes.append(f'{len(single)} words have one take only: {some}')
-    if jumps:
-        notes.append(f'in {jumps} clips the first frame stands far from the second: skip={skip + 1} leaves it out')
     return notes
+
+
+def _about_jumps(jumps: int, skip: int) -> list:  # clips whose first frame stands apart; frames left out before it
+    if not jumps: return []
+    return [f'in {jumps} clips the first frame stands far from the second: skip={skip + 1} leaves it out']
 
 # %% ../nbs/00l_poses.ipynb #pos-gather
 def _gather(sources: list, problems: list, job: _Job, frames: int | None, workers: int, progress: bool) -> tuple:
@@ -248,7 +249,8 @@ def _gather(sources: list, problems: list, job: _Job, frames: int | None, worker
         if missing:
             unseen[source.name] = missing
     count = frames or max(lengths, default=0)
-    report = PoseReport(len(kept), problems, unseen, lengths, count, _notes(kept, jumps, job.skip))
+    about = _about_words(kept), _about_jumps(jumps, job.skip)
+    report = PoseReport(len(kept), problems, unseen, lengths, count, *about)
     return (_stack(films, kept, count, job.fps) if kept else None), report
 
 # %% ../nbs/00l_poses.ipynb #pos-stack

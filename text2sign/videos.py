@@ -327,11 +327,7 @@ def _clips_to_hold_out(texts: list[str],
         if held.sum() < k and left[texts[i]] > 1:
             held[i] = True
             left[texts[i]] -= 1
-    lost = [i for i in order if not held[i]][:k - held.sum()]
-    held[lost] = True
-    if lost:
-        some = ', '.join(sorted({texts[i] for i in lost})[:8])
-        warnings.warn(f'held out with all clips of their texts, which training will not show: {some}')
+    held[[i for i in order if not held[i]][:k - held.sum()]] = True
     return held
 
 # %% ../nbs/08c_videos.ipynb #vid-own-split
@@ -355,16 +351,22 @@ def _held_out(clips: Clips, share: float, seed: int) -> np.ndarray: # bool (N,)
     return _clips_to_hold_out(clips.texts, min(n - 1, max(1, round(share*n))), rng)
 
 # %% ../nbs/08c_videos.ipynb #8ecaea19
+def _parts(clips: Clips, share: float, seed: int) -> tuple: # two `Clips`
+    clips, held = _own_split(clips)
+    if len(held): return clips, held
+    chosen = _held_out(clips, share, seed)
+    return clips[~chosen], clips[chosen]
+
 def split(clips: Clips,
           share=.1,  # of the clips to hold out, 0 to 1
           seed=0,    # of the choice
          ) -> tuple: # two `Clips`: for training, and held out
     """Their authors' own split where there is one; else signer-disjoint where more than one signer is known;
     else by clips. Raises ValueError where a side would be empty."""
-    clips, held = _own_split(clips)
-    if len(held): return clips, held
-    chosen = _held_out(clips, share, seed)
-    return clips[~chosen], clips[chosen]
+    train, held = _parts(clips, share, seed)
+    lost = sorted(set(held.texts) - set(train.texts))
+    if lost: warnings.warn(f'training does not show {len(lost)} of the held-out texts: {", ".join(lost[:8])}')
+    return train, held
 
 # %% ../nbs/08c_videos.ipynb #hold-out-08c
 def _are_signs(texts: list[str]) -> bool:  # and no sentences
@@ -387,7 +389,7 @@ def hold_out(clips: Clips, seed: int) -> tuple:  # two `Clips`: to train on, and
     "Raises as `split` does."
     signs = _are_signs(clips.texts)
     if not signs or clips.splits or len(set(clips.signers or [''])) > 1:
-        train, held = split(clips, 0.1, seed)
+        train, held = _parts(clips, .1, seed)
         return train, _of_known_words(train, held) if signs else held
     takes = Counter(clips.texts)
     several = np.flatnonzero([takes[text] > 1 for text in clips.texts])
@@ -395,7 +397,7 @@ def hold_out(clips: Clips, seed: int) -> tuple:  # two `Clips`: to train on, and
         print('each word has one take: all are trained on, so the validation loss and the previews are of training')
         return clips, clips[np.random.default_rng(seed).permutation(len(clips))[:32]]
     held = np.zeros(len(clips), bool)
-    held[several] = _held_out(clips[several], 0.1, seed)
+    held[several] = _held_out(clips[several], .1, seed)
     return clips[~held], clips[held]
 
 # %% ../nbs/08c_videos.ipynb #durations-08c
