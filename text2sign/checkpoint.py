@@ -135,8 +135,7 @@ def _delete(files) -> None:
 
 def remove_checkpoint(path) -> None:
     "Delete a checkpoint, all its files."
-    others = shard_files(path)
-    _delete([Path(path), *others])
+    _delete([Path(path), *shard_files(path)])
 
 # %% ../nbs/02_checkpoint.ipynb #save-model-02c
 def save_model(
@@ -145,9 +144,7 @@ def save_model(
     tensors: dict | None = None,  # other tensors of its shapes, such as its EMA
 ) -> Path:
     "Save a model with its configuration. Raises OSError as `save_tensors` does."
-    if tensors is None:
-        tensors = model.state_dict()
-    return save_tensors(path, tensors, model.config.to_dict())
+    return save_tensors(path, model.state_dict() if tensors is None else tensors, model.config.to_dict())
 
 # %% ../nbs/02_checkpoint.ipynb #009-02
 def read_checkpoint(
@@ -163,7 +160,11 @@ def read_checkpoint(
         raise
     except Exception as e:
         raise ValueError(f'{path} {_why_unreadable(e)}') from None
-    return _find_tensors(found, path, foreign=not config), config
+    tensors, card = _find_tensors(found, path, foreign=not config), config.get('card')
+    if not (isinstance(card, dict) and isinstance(card.get('lora'), dict)):
+        return tensors, config
+    from text2sign.lora import merge_into_base
+    return merge_into_base(path, tensors, config)
 
 # %% ../nbs/02_checkpoint.ipynb #why-02c
 def _why_unreadable(e: Exception) -> str:

@@ -23,7 +23,7 @@ def _on(now: Settings) -> str: return pick_device(now.device).type      # 'cuda'
 
 
 def _start(now: Settings, given) -> tuple:  # dict of values, why
-    if now.pretrained and not (_own(now) and 'pretrained' not in given): return {}, ''
+    if now.pretrained and (now.lora or not _own(now) or 'pretrained' in given): return {}, ''
     return dict(pretrained='', stage='both'), 'no checkpoint is named, so random weights learn images first, then clips'
 
 # %% ../nbs/05fa_defaults.ipynb #72f2ffe6

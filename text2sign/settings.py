@@ -22,6 +22,7 @@ from .checkpoint import find_checkpoint, read_config
 from .core import available_memory, nearest_name, pick_device, pick_precision, workspace
 from .diffusion import get_objective
 from .lexicon import frames_needed
+from .lora import check_lora
 from .mannequin import check_drawing
 from .shards import holds_shards, open_shards
 from .speed import check_processes
@@ -40,6 +41,7 @@ class Settings:
     stage: str = _setting('video', 'image: letters from images; video: words from clips (needs pretrained); both')
     pretrained: str = _setting('fs-ase', 'image or video checkpoint to start from; empty: random weights, both stages')
     freeze_names: str = _setting('', "freeze copied tensors that match, such as 'blocks.*.attn.*'; '*': all copied")
+    lora: int = _setting(0, 'rank of adapters that are trained in place of the weights they adapt; 0: all weights')
     resume: str = _setting('', 'go on with this run (its name, or latest) where it stopped, settings as they were')
     data: str = _setting('ase', 'your clips: folder (names are texts), table or .npz; or drawn words: ase, gsg, all')
     store: str = _setting('auto', 'where clips are while training: memory, shards (on disk), or auto: by their size')
@@ -251,6 +253,7 @@ def check(self: Settings) -> None:
     "Raises ValueError or FileNotFoundError in one line for what no training can start with."
     if self.stage not in ('image', 'video', 'both'):
         raise ValueError(f'stage is {self.stage!r}: use image, video or both')
+    check_lora(self.lora, self.pretrained, self.pretrained_config().get('width'), self.stage, self.freeze_names)
     if self.stage == 'video' and not self.pretrained:
         raise ValueError('stage=video needs pretrained=FILE, an image or video checkpoint to start from; '
                          'or use stage=both')

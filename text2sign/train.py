@@ -21,6 +21,7 @@ from .defaults import explain, forecast, planned_steps
 from .diffusion import get_objective
 from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
+from .lora import add_lora
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
 from .preflight import Check, preflight
 from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data,
@@ -234,7 +235,9 @@ def build_model(self: Stage) -> tuple[DiT, Report]:
     model = DiT(**self.shape) if self.images else VideoDiT(**self.shape, **self.branches)
     model.config = replace(model.config, objective=self.objective, **self.data.about)
     report = graft(model, self.weights, alphabet=self.alphabet) if self.weights else Report()
-    if report.rows and self.settings.freeze_names: freeze(model, report, self.settings.freeze_names)
+    names = '*' if self.settings.lora else self.settings.freeze_names
+    if report.rows and names: freeze(model, report, names)
+    if self.settings.lora: add_lora(model, self.settings.lora, self.settings.pretrained)
     return model, report
 
 # %% ../nbs/05i_fit.ipynb #stage-batches-05h

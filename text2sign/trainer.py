@@ -21,11 +21,12 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .batches import Batches, cond_rows, rows_of
-from .checkpoint import read_checkpoint, remove_checkpoint, save_model, save_tensors, shard_files
+from .checkpoint import read_checkpoint, remove_checkpoint, save_tensors, shard_files
 from .core import atomic_path, autocast_bf16, generator, is_abandoned
 from .diffusion import stratified
 from .dit import DiT
 from .finite import Guard
+from .lora import save_merged
 from .video import VideoDiT, by_part
 
 # %% ../nbs/05b_trainer.ipynb #b-ema
@@ -368,7 +369,7 @@ def save(
     save_tensors(folder/f'{stage}-state-{self.step:07d}.safetensors', *self.state())
     for old in list_checkpoints(folder, stage)[:-keep]: remove_checkpoint(old)
     averaged = self.model.state_dict() | self.ema.mean
-    return save_model(folder/f'{stage}.safetensors', self.model, averaged)
+    return save_merged(folder/f'{stage}.safetensors', self.model, averaged)
 
 # %% ../nbs/05b_trainer.ipynb #b-leftovers
 def _leftovers(folder: Path, began: float) -> list[Path]:
