@@ -33,7 +33,9 @@ def _looks(frames) -> tuple: # (n,p) at mean 0 and contrast 1; (n,) bool: does i
 REST = .15         # seconds of rest that are kept before and after the sign
 _LIKE, _REST_LIKE = .25, .4 # of the largest difference from the first picture: it looks the same; it may be rest
 
-def _without_flashes(d) -> np.ndarray: # (n,) -> (n,): the median of each and its neighbours
+def _unlike(looks, other, shows) -> np.ndarray: # (n,p), (p,), (n,) bool -> (n,): the median of each and its neighbours
+    "How much each picture differs from another one; an empty picture does not."
+    d = np.where(shows, _difference(looks, other), 0)
     return np.median([np.append(d[0], d[:-1]), d, np.append(d[1:], d[-1])], axis=0)
 
 # %% ../nbs/00n_framing.ipynb #fra-span-2
@@ -45,13 +47,13 @@ def sign_span(frames,     # uint8 (n,H,W,3), evenly in time
     if not shows.any(): return 0, len(frames)
     start, stop = int(shows.argmax()), len(frames) - int(shows[::-1].argmax())
     looks, rest = looks[start:stop], round(REST*fps)
-    from_first = _without_flashes(_difference(looks, looks[0]))
+    from_first = _unlike(looks, looks[0], shows[start:stop])
     like = _LIKE*from_first.max()
     away = np.flatnonzero(from_first > like)
     if not len(away): return start, stop
     first, last = max(0, away[0] - rest), len(looks)
     if from_first[-1] < _REST_LIKE*from_first.max():
-        away = np.flatnonzero(_without_flashes(_difference(looks, looks[-1])) > like)
+        away = np.flatnonzero(_unlike(looks, looks[-1], shows[start:stop]) > like)
         last = min(last, away[-1] + 1 + rest)
     return start + int(first), start + int(last)
 

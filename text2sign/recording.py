@@ -6,6 +6,7 @@
 __all__ = ['Z_SCALE', 'HOLISTIC', 'Recording', 'read_recording', 'to_motion', 'read_pose']
 
 # %% ../nbs/00c_recording.ipynb #rec-imports
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,9 @@ def _check_version(content: bytes) -> None:  # of a file, which begins with it
         raise ValueError(f'its format has version {version:.3g}: versions 0, 0.1 and 0.2 can be read')
 
 # %% ../nbs/00c_recording.ipynb #rec-read-recording
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, EOFError, OverflowError, MemoryError, struct.error)
+
+
 def _parse(path):  # -> a `pose_format.Pose`
     "Raises ValueError for a file that is empty, damaged, or without frames."
     from pose_format import Pose
@@ -118,7 +122,7 @@ def _parse(path):  # -> a `pose_format.Pose`
     _check_version(content)
     try:
         pose = Pose.read(content)
-    except Exception as error:  # whatever a reader of binary data runs into
+    except _DAMAGED as error:
         raise ValueError(f'the file is cut off or damaged ({type(error).__name__})') from None
     if not len(pose.body.data) or not pose.body.data.shape[1]:
         raise ValueError('there is no frame in it')
@@ -178,9 +182,9 @@ def _hand(hand,  # (T,21,4)
     return out
 
 # %% ../nbs/00c_recording.ipynb #rec-reach
-_REACH = 2.5  # sw, from a shoulder to any landmark of its arm and hand; people's takes: at most 2.0
-_SPAN = 1.1  # sw, from a wrist to a fingertip; people's: at most 0.9
-_STEP = 1.5  # sw, from a shoulder to its usual place; people's: at most 1.2
+_REACH = 2.5  # sw, from a shoulder to any landmark of its arm and hand
+_SPAN = 1.1  # sw, from a wrist to a fingertip
+_STEP = 1.5  # sw, from a shoulder to its usual place
 
 
 def _too_far(points,  # (T,n,3) in sw
