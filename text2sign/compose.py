@@ -29,42 +29,58 @@ def sign_name(
 # %% ../nbs/00p_compose.ipynb #cmp-vocabulary
 def _phases_of(lengths: list[int]) -> int:
     "How many phases the takes of a sign have: one for five frames, the way to the next sign included."
-    return -(-(round(float(np.median(lengths))) + MOVE)//(HOLD + MOVE))
+    usual = round(float(np.median(lengths)))
+    return -(-(usual + MOVE)//(HOLD + MOVE))  # rounded up
+
 
 def _sign_phases(clips: Clips) -> dict:  # sign -> its phases
     lengths = {}
-    for text, length in zip(clips.texts, clips.lengths): lengths.setdefault(sign_name(text), []).append(length)
+    for text, length in zip(clips.texts, clips.lengths):
+        lengths.setdefault(sign_name(text), []).append(length)
     return {sign: sign_phases(sign, _phases_of(own)) for sign, own in lengths.items()}
+
 
 def _units(phases: dict, language: str) -> tuple:  # such as ins:HELLO/1
     return tuple(f'{language}:{phase}' for own in phases.values() for phase in own)
 
+# %% ../nbs/00p_compose.ipynb #d90ad133
 def _labels(phases: tuple, number: dict) -> np.ndarray:  # int64 (5n-1,): 0 in transitions, else the phase's number
     labels = np.zeros(frames_needed(phases), np.int64)
-    for phase, (start, stop) in zip(phases, timing(phases)): labels[start:stop] = number[phase]
+    for phase, (start, stop) in zip(phases, timing(phases)):
+        labels[start:stop] = number[phase]
     return labels
 
 # %% ../nbs/00p_compose.ipynb #cmp-in-phases
+def _evenly(phases: tuple, length: int, number: dict) -> tuple:  # int64 and float32 (length,): labels, places
+    "A take that goes from the beginning of the first phase to the end of the last."
+    usual = frames_needed(phases)
+    at = np.linspace(0, usual - 1, length)  # of a film at the usual speed
+    labels = _labels(phases, number)[at.round().astype(int)]
+    places = np.interp(at, np.arange(usual), text_places(phases, usual))
+    return labels, places
+
+
+def _held(row: np.ndarray, frames: int) -> np.ndarray:  # (n,) -> (frames,), the last one held
+    return np.pad(row, (0, frames - len(row)), 'edge')
+
+# %% ../nbs/00p_compose.ipynb #d286cdf8
 def in_phases(
     clips: Clips,  # of single signs; takes of one sign have the same text
 ) -> Clips:  # the same frames with labels and places; the text of each is the name of its sign
     "Every frame gets the phase of its sign, each take going evenly through all of them."
-    phases, language = _sign_phases(clips), clips.language or UNKNOWN
+    language = clips.language or UNKNOWN
+    phases = _sign_phases(clips)
     number = {phase: i for i, phase in enumerate(sum(phases.values(), ()), 1)}
     texts = [sign_name(text) for text in clips.texts]
-    labels = np.zeros(clips.frames.shape[:2], np.int64)
-    places = np.zeros(clips.frames.shape[:2], np.float32)
-    for i, (sign, length) in enumerate(zip(texts, clips.lengths)):
-        needed = frames_needed(phases[sign])
-        at = np.linspace(0, needed - 1, length)          # of a film at the usual speed
-        labels[i, :length] = _labels(phases[sign], number)[at.round().astype(int)]
-        places[i, :length] = np.interp(at, np.arange(needed), text_places(phases[sign], needed))
-        labels[i, length:], places[i, length:] = labels[i, length - 1], places[i, length - 1]
+    rows = [_evenly(phases[sign], length, number) for sign, length in zip(texts, clips.lengths)]
+    T = clips.frames.shape[1]
+    labels = np.array([_held(row, T) for row, _ in rows])
+    places = np.array([_held(row, T) for _, row in rows])
     return replace(clips, texts=texts, letters=labels, places=places, alphabet=_units(phases, language),
                    languages=[language]*len(texts), language='')
 
 # %% ../nbs/00p_compose.ipynb #cmp-class
-def _fit(length: int, frames: int) -> np.ndarray:  # (frames,) of `length` frames
+def _fit(length: int, frames: int) -> np.ndarray:  # int64 (frames,): which of `length` frames
     "Hold the last frame, or leave some out."
     if length <= frames: return np.arange(frames).clip(max=length - 1)
     return np.linspace(0, length - 1, frames).round().astype(int)
@@ -78,39 +94,54 @@ class SignDictionary:
     ):
         frames = np.asarray(clips.frames)
         if frames.dtype != np.uint8: raise ValueError('signs are joined as pixels: these clips are latents')
-        self.language, self.fps = clips.language or UNKNOWN, clips.fps
-        self.phases, self.takes, self.rows = _sign_phases(clips), {}, []
-        for i, (text, length) in enumerate(zip(clips.texts, clips.lengths)):
-            sign = sign_name(text)
-            size = len(self.phases[sign])*(HOLD + MOVE) - MOVE
-            self.takes.setdefault(sign, []).append(len(self.rows) + np.arange(size))
-            self.rows += [(i, frame) for frame in _fit(length, size)]
-        clip, frame = np.array(self.rows).T
-        self.frames = frames[clip, frame]  # uint8 (n, H, W, C)
+        self.language = clips.language or UNKNOWN
+        self.fps = clips.fps
+        self.phases = _sign_phases(clips)  # sign -> its phases
         self.vocabulary = _units(self.phases, self.language)
+        self.takes = {sign: [] for sign in self.phases}  # sign -> for each take its rows of `frames`
+        self.frames = self._collect(frames, clips)  # uint8 (n,H,W,C): of all takes, one after the other
+
+# %% ../nbs/00p_compose.ipynb #c2d5eddf
+@patch
+def _collect(self: SignDictionary, frames: np.ndarray, clips: Clips) -> np.ndarray:  # uint8 (n,H,W,C)
+    "Fit each take to its phases; notes where it stands."
+    parts, count = [], 0
+    for film, text, length in zip(frames, clips.texts, clips.lengths):
+        sign = sign_name(text)
+        size = len(self.phases[sign])*(HOLD + MOVE) - MOVE
+        self.takes[sign].append(count + np.arange(size))
+        parts.append(film[_fit(length, size)])
+        count += size
+    return np.concatenate(parts)
 
 # %% ../nbs/00p_compose.ipynb #cmp-props
 @patch(as_prop=True)
 def signs(self: SignDictionary) -> list[str]: return list(self.phases)
 
+
 @patch(as_prop=True)
 def number(self: SignDictionary) -> dict:  # phase -> its label
-    return {unit.partition(':')[2]: i for i, unit in enumerate(self.vocabulary, 1)}
+    names = [unit.partition(':')[2] for unit in self.vocabulary]
+    return {phase: i for i, phase in enumerate(names, 1)}
+
 
 @patch
 def spell(self: SignDictionary, sentence) -> tuple:  # sentence: signs
     "The phases of a sentence, in order."
     return tuple(phase for sign in sentence for phase in self.phases[sign])
 
+# %% ../nbs/00p_compose.ipynb #6248b42d
 @patch
 def transition(
     self: SignDictionary,
     a: int,  # rows of `frames`: where a sign ends
     b: int,  # and where the next one begins
-) -> np.ndarray:  # uint8 (2, H, W, C)
-    "A dissolve: pictures have no joints that could move."
-    share = (np.arange(1, MOVE + 1)/(MOVE + 1)).astype(np.float32)[:, None, None, None]
-    return ((1 - share)*self.frames[a] + share*self.frames[b]).round().astype(np.uint8)
+) -> np.ndarray:  # uint8 (2,H,W,C)
+    "From one frame to another."
+    share = np.arange(1, MOVE + 1)/(MOVE + 1)
+    share = share.astype(np.float32)[:, None, None, None]
+    mixed = (1 - share)*self.frames[a] + share*self.frames[b]
+    return mixed.round().astype(np.uint8)
 
 # %% ../nbs/00p_compose.ipynb #cmp-film
 @patch
@@ -120,11 +151,14 @@ def film(
     rng: np.random.Generator,  # chooses among takes
 ) -> np.ndarray:  # uint8 (T, H, W, C)
     "A sentence on film, its last frame held once more."
-    parts = [own[rng.integers(len(own))] for own in (self.takes[sign] for sign in sentence)]
-    pieces = [self.frames[parts[0]]]
-    for part, following in zip(parts, parts[1:]):
-        pieces += [self.transition(part[-1], following[0]), self.frames[following]]
-    return np.concatenate([*pieces, pieces[-1][-1:]])
+    takes = [self.takes[sign] for sign in sentence]
+    chosen = [own[rng.integers(len(own))] for own in takes]
+    pieces = [self.frames[chosen[0]]]
+    for rows, following in zip(chosen, chosen[1:]):
+        pieces.append(self.transition(rows[-1], following[0]))
+        pieces.append(self.frames[following])
+    pieces.append(pieces[-1][-1:])
+    return np.concatenate(pieces)
 
 # %% ../nbs/00p_compose.ipynb #cmp-random
 def _successors(n: int, sign: int, unseen: bool) -> np.ndarray:  # of n signs
@@ -143,13 +177,15 @@ def random_sentences(
     unseen: bool = False,  # of pairs that the others have none of
 ) -> list[list[str]]:
     "Signs in random order. Raises ValueError for too few signs."
-    if len(signs) < 3: raise ValueError(f'{len(signs)} signs are too few for sentences: at least 3 are needed')
+    if len(signs) < 3:
+        raise ValueError(f'{len(signs)} signs are too few for sentences: at least 3 are needed')
     rng = np.random.default_rng([seed, n, unseen])
     choices = [_successors(len(signs), i, unseen) for i in range(len(signs))]
     sentences = []
     for count in rng.integers(shortest, longest + 1, n):
         row = [rng.integers(len(signs))]
-        while len(row) < count: row.append(rng.choice(choices[row[-1]]))
+        while len(row) < count:
+            row.append(rng.choice(choices[row[-1]]))
         sentences.append([signs[i] for i in row])
     return sentences
 
@@ -159,6 +195,21 @@ def _part(size: int, frames: int, rng) -> np.ndarray:  # (frames,) of `size` fra
     start = int(rng.integers(max(0, size - frames) + 1))
     return np.minimum(start + np.arange(frames), size - 1)
 
+# %% ../nbs/00p_compose.ipynb #f1d228b2
+def _sentence_part(
+    dictionary: SignDictionary,
+    sentence: list[str],
+    frames: int,  # T
+    rng: np.random.Generator,
+) -> tuple:  # uint8 (T,H,W,C), int64 (T,), float32 (T,): frames, labels, places
+    "A part of one sentence, with where it stands in its whole text."
+    phases = dictionary.spell(sentence)
+    size = frames_needed(phases)
+    part = _part(size, frames, rng)
+    labels = _labels(phases, dictionary.number)
+    places = text_places(phases, size)
+    return dictionary.film(sentence, rng)[part], labels[part], places[part]
+
 # %% ../nbs/00p_compose.ipynb #cmp-compose-2
 def compose(
     dictionary: SignDictionary,
@@ -167,20 +218,29 @@ def compose(
     seed: int = 0,  # of takes and parts
 ) -> Clips:  # with labels and places; the text of each is its sentence
     "Sentences on film."
-    number, phases = dictionary.number, [dictionary.spell(sentence) for sentence in sentences]
-    sizes = [frames_needed(own) for own in phases]
-    T = frames or max(sizes)
-    rngs = [np.random.default_rng([seed, i]) for i in range(len(sentences))]
-    index = [_part(size, T, rng) for size, rng in zip(sizes, rngs)]
-    films = np.empty((len(sentences), T, *dictionary.frames.shape[1:]), dictionary.frames.dtype)
-    for film, sentence, part, rng in zip(films, sentences, index, rngs): film[:] = dictionary.film(sentence, rng)[part]
-    labels = [_labels(own, number)[part] for own, part in zip(phases, index)]
-    places = [text_places(own, size)[part] for own, size, part in zip(phases, sizes, index)]
+    sizes = [frames_needed(dictionary.spell(sentence)) for sentence in sentences]
+    N, T = len(sentences), frames or max(sizes)
+    films = np.empty((N, T, *dictionary.frames.shape[1:]), np.uint8)
+    labels = np.empty((N, T), np.int64)
+    places = np.empty((N, T), np.float32)
+    for i, sentence in enumerate(sentences):
+        rng = np.random.default_rng([seed, i])
+        films[i], labels[i], places[i] = _sentence_part(dictionary, sentence, T, rng)
     texts = [' '.join(sentence) for sentence in sentences]
     return Clips(films, texts, fps=dictionary.fps, lengths=np.minimum(sizes, T), letters=labels, places=places,
-                 alphabet=dictionary.vocabulary, languages=[dictionary.language]*len(texts))
+                 alphabet=dictionary.vocabulary, languages=[dictionary.language]*N)
 
 # %% ../nbs/00p_compose.ipynb #cmp-sentence-clips
+def _check_all_shown(signs: list[str], sentences: list) -> None:
+    "Raises ValueError for a sign that is in no sentence."
+    shown = {sign for sentence in sentences for sign in sentence}
+    missing = sorted(set(signs) - shown)
+    if not missing: return
+    others = f', nor {len(missing) - 1} others' if len(missing) > 1 else ''
+    too_few = f'{len(sentences)} sentences are too few for {len(signs)} signs'
+    raise ValueError(f'{too_few}: none would have {missing[0]}{others}')
+
+# %% ../nbs/00p_compose.ipynb #0b1b0b74
 def sentence_clips(
     clips: Clips,  # of single signs
     n: int,  # sentences to train on
@@ -190,9 +250,6 @@ def sentence_clips(
     "Raises ValueError where there are too few signs, or a sign would be in no sentence."
     dictionary = SignDictionary(clips)
     train = random_sentences(dictionary.signs, n, seed)
-    missing = set(dictionary.signs) - {sign for sentence in train for sign in sentence}
-    if missing:
-        raise ValueError(f'{n} sentences are too few for {len(dictionary.signs)} signs: none would have {min(missing)}'
-                         + f', nor {len(missing) - 1} others'*(len(missing) > 1))
+    _check_all_shown(dictionary.signs, train)
     unseen = random_sentences(dictionary.signs, 64, seed, shortest=2, unseen=True)
     return tuple(compose(dictionary, part, frames, seed) for part in (train, unseen))
