@@ -210,6 +210,23 @@ def half(tmp_path_factory):
     return home
 
 
+def test_damaged_files(tmp_path, alone, half):
+    "Weights that are no file any more are written again; a state that was removed is not missed, a damaged one is."
+    for name in ('video', 'image', 'state'): shutil.copytree(half, tmp_path/name, symlinks=True)
+    folders = [tmp_path/name/'checkpoints'/'mine' for name in ('video', 'image', 'state')]
+    (folders[0]/'video.safetensors').write_bytes(b'<html>')
+    list_checkpoints(folders[1], 'image')[-1].unlink()
+    state = list_checkpoints(folders[2], 'video')[-1]
+    state.write_bytes(state.read_bytes()[:-9] + b'flipped' + state.read_bytes()[-2:])
+    runs = [Run(tmp_path/name, resume='mine') for name in ('video', 'image', 'state')]
+    (damaged, why), removed, mended = [run.end() for run in reversed(runs)]
+    assert damaged == 2 and 'is damaged: ' in why and 'no other state' in why
+    assert removed == mended == (0, '')
+    assert_same(saved(tmp_path/'video'), alone['memory'])
+    own = {name: tensor for name, tensor in alone['memory'].items() if name.startswith('video')}
+    assert_same(saved(tmp_path/'image', stages=['video']), own)
+
+
 NEW, RESUME, LATEST = dict(run='mine'), dict(resume='mine'), dict(resume='latest')
 PAIRS = [(NEW, NEW), (NEW, RESUME), (NEW, LATEST), (RESUME, NEW), (RESUME, RESUME), (RESUME, LATEST), (LATEST, NEW),
          (LATEST, RESUME), (LATEST, LATEST)]

@@ -3,7 +3,7 @@ import hashlib
 
 import pytest
 
-from text2sign.checkpoint import load_model
+from text2sign.checkpoint import find_checkpoint, load_model, read_checkpoint
 from text2sign.core import pick_device
 from text2sign.evaluate import cer, word_accuracy
 from text2sign.reader import load_readers
@@ -44,3 +44,12 @@ def test_error_rate_of_the_shipped_model():
     assert cer(read, words) <= 0.012, [pair for pair in zip(read, words) if pair[0] != pair[1]]
     assert word_accuracy(read, words) >= 0.96
     assert cer(read, shuffled(words)) >= 0.75
+
+
+@pytest.mark.parametrize('name', ['fs-ase', 'fs-ase-image', 'reader-conv', 'reader-points'])
+def test_a_flipped_bit_of_what_ships_is_found(tmp_path, name):
+    file = find_checkpoint(name)
+    data = bytearray(file.read_bytes())
+    data[len(data)//2] ^= 1
+    (tmp_path/file.name).write_bytes(data)
+    with pytest.raises(ValueError, match='is damaged: 1 of'): read_checkpoint(tmp_path/file.name)

@@ -7,20 +7,14 @@ __all__ = ['SHARD_BYTES', 'shard_files', 'save_tensors', 'remove_checkpoint', 's
            'find_checkpoint', 'build_model', 'load_model']
 
 # %% ../nbs/02_checkpoint.ipynb #imports-02c
-import argparse
-import codecs
 import json
 import os
 import re
 import time
-import warnings
 import zlib
 from dataclasses import replace
-from datetime import datetime, timedelta
-from decimal import Decimal
-from pathlib import Path, PosixPath
+from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn as nn
 from safetensors import SafetensorError, safe_open
@@ -29,12 +23,10 @@ from torch import Tensor
 
 from .core import atomic_path, checkpoint_dirs, workspace
 from .dit import DiT, ModelConfig, shape_of
+from .foreign import Damaged, find_tensors, read_pickle, why_unreadable
 from .video import VideoDiT
 
 # %% ../nbs/02_checkpoint.ipynb #crc-02c
-class _Damaged(ValueError):
-    "What was read is not what was written."
-
 def _checksum(tensor: Tensor) -> int:  # CRC-32 of its kind, its shape and its bytes
     about = f'{tensor.dtype} {tuple(tensor.shape)}'
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -52,15 +44,13 @@ def _check_sums(tensors: dict, table: dict) -> None:  # name -> checksum; files 
     changed += [name for name in table if name not in tensors]
     if changed:
         some = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
-        raise _Damaged(f'is damaged: {len(changed)} of {len(table)} tensors are not as they were written ({some})')
+        raise Damaged(f'is damaged: {len(changed)} of {len(table)} tensors are not as they were written ({some})')
 
 # %% ../nbs/02_checkpoint.ipynb #write-02c
 def _write_file(path: Path, tensors: dict, metadata: dict | None = None) -> None:
-    "One safetensors file: written beside its place, flushed, renamed over it."
+    "One safetensors file: written beside its place, then renamed over it."
     with atomic_path(path) as part:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata=metadata)
-        with open(part, 'rb') as file:
-            os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
 
 def _umask() -> int:
@@ -88,13 +78,14 @@ def _cut_into_shards(
     return shards
 
 # %% ../nbs/02_checkpoint.ipynb #shard-files-02c
-def shard_files(path) -> list[Path]:  # [] where there are none
+def shard_files(path) -> list[Path]:  # [] where there are none, and for a file that cannot be read
     "The other files of a checkpoint that is cut into several."
     path = Path(path)
-    if not path.exists():
+    try:
+        with safe_open(path, 'pt') as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
         return []
-    with safe_open(path, 'pt') as file:
-        metadata = file.metadata() or {}
     names = json.loads(metadata.get('shards', '[]'))
     return [path.with_name(name) for name in names]
 
@@ -159,37 +150,27 @@ def read_checkpoint(
     except (MemoryError, PermissionError):
         raise
     except Exception as e:
-        raise ValueError(f'{path} {_why_unreadable(e)}') from None
-    tensors, card = _find_tensors(found, path, foreign=not config), config.get('card')
+        raise ValueError(f'{path} {why_unreadable(path, e)}') from None
+    tensors, card = find_tensors(found, path, foreign=not config), config.get('card')
     if not (isinstance(card, dict) and isinstance(card.get('lora'), dict)):
         return tensors, config
     from text2sign.lora import merge_into_base
     return merge_into_base(path, tensors, config)
 
-# %% ../nbs/02_checkpoint.ipynb #why-02c
-def _why_unreadable(e: Exception) -> str:
-    if isinstance(e, _Damaged):
-        return str(e)
-    asks = re.search(r'GLOBAL ([\w.]+)', str(e))
-    if asks:
-        return f'is refused: it holds {asks[1]}, which could run code; a checkpoint needs nothing but tensors'
-    why = (str(e) or type(e).__name__).splitlines()[0][:120]
-    return f'cannot be read as a checkpoint: cut short, not a checkpoint, or holding objects other than tensors ({why})'
-
 # %% ../nbs/02_checkpoint.ipynb #formats-02c
 def _reader_for(path: Path):  # path -> tensors or whatever lies in it, configuration
-    "By the name of the file. Raises `_Damaged` for one file of several."
+    "By the name of the file. Raises `Damaged` for one file of several."
     part = re.search(r'(?<!\d)(\d+)[-_]of[-_](\d+)(?!\d)', path.name)
     if part and int(part[2]) > 1:
         whole = path.name.split('.safetensors.')[0] + '.safetensors'
         rest = whole if '.safetensors.' in path.name else 'its folder, with the .index.json that names all of them'
-        raise _Damaged(f'is file {int(part[1])} of {int(part[2])} of a checkpoint: give {rest}')
+        raise Damaged(f'is file {int(part[1])} of {int(part[2])} of a checkpoint: give {rest}')
     if path.name.endswith('.index.json'):
         return _read_index
     return _read_safetensors if path.suffix.lower() == '.safetensors' else _read_pickle
 
 def _read_files(files: list[Path]) -> dict:  # name -> tensor
-    "Safetensors files, the first one last. Raises `_Damaged` where a tensor is not as it was written."
+    "Safetensors files, the first one last. Raises `Damaged` where a tensor is not as it was written."
     tensors, table = {}, {}
     for path in reversed(files):
         with safe_open(path, 'pt') as file:
@@ -202,7 +183,7 @@ def _read_files(files: list[Path]) -> dict:  # name -> tensor
 def _check_there(files) -> None:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise _Damaged(f'needs {len(missing)} more of its files beside it: {", ".join(missing[:4])}')
+        raise Damaged(f'needs {len(missing)} more of its files beside it: {", ".join(missing[:4])}')
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:  # tensors, configuration
     files = [path, *shard_files(path)]
@@ -210,22 +191,11 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:  # tensors, configuratio
     return _read_files(files), _config_in(path)
 
 def _read_pickle(path: Path) -> tuple[object, dict]:  # whatever lies in it, no configuration
-    with torch.serialization.safe_globals(_harmless()):
-        return torch.load(path, map_location='cpu', weights_only=True), {}
-
-# %% ../nbs/02_checkpoint.ipynb #formats3-02c
-_KINDS = {type(np.dtype(kind)) for kind in np.typecodes['All'] if kind not in 'OV'}  # but objects and records
-_VALUES = [argparse.Namespace, PosixPath, datetime, timedelta, Decimal, range, slice]
-
-def _harmless() -> list:  # as `torch.serialization.safe_globals` takes them
-    "What may lie beside tensors in a pickle."
-    makers = [value.__reduce__()[0] for value in (np.float64(0), np.zeros(1))]  # numpy's own functions
-    named = [(f, f'numpy.{core}.multiarray.{f.__name__}') for f in makers for core in ('core', '_core')]
-    return [*_VALUES, np.dtype, np.ndarray, codecs.encode, *_KINDS, *named]
+    return read_pickle(path), {}
 
 # %% ../nbs/02_checkpoint.ipynb #index-02c
 def _read_index(path: Path) -> tuple[dict, dict]:  # tensors, no configuration
-    "All files that an index names. Raises `_Damaged` where one, or a tensor in it, is missing."
+    "All files that an index names. Raises `Damaged` where one, or a tensor in it, is missing."
     places = json.loads(path.read_text())['weight_map']  # name -> file
     files = [path.with_name(Path(name).name) for name in sorted(set(places.values()))]
     _check_there(files)
@@ -234,7 +204,7 @@ def _read_index(path: Path) -> tuple[dict, dict]:  # tensors, no configuration
         tensors |= _read_files([file]) if file.suffix == '.safetensors' else _read_pickle(file)[0]
     lost = [name for name in places if name not in tensors]
     if lost:
-        raise _Damaged(f'names {len(lost)} tensors that its files do not have: {", ".join(lost[:4])}')
+        raise Damaged(f'names {len(lost)} tensors that its files do not have: {", ".join(lost[:4])}')
     return tensors, {}
 
 # %% ../nbs/02_checkpoint.ipynb #read-config-02c
@@ -244,7 +214,7 @@ def _config_in(path: Path) -> dict:
     said = metadata.get('config', '{}')
     now = str(zlib.crc32(said.encode()))
     if metadata.get('config_crc32', now) != now:
-        raise _Damaged('is damaged: its configuration is not as it was written')
+        raise Damaged('is damaged: its configuration is not as it was written')
     config = json.loads(said)
     if not isinstance(config, dict):
         raise ValueError('its configuration is no table')
@@ -260,77 +230,6 @@ def read_config(
     except (SafetensorError, OSError, ValueError) as e:
         why = str(e).splitlines()[0]
         raise ValueError(f'{path} cannot be read as a checkpoint ({why})') from None
-
-# %% ../nbs/02_checkpoint.ipynb #008-02
-_CONTAINERS = ('ema', 'model_ema', 'ema_state_dict', 'params_ema', 'model', 'state_dict', 'model_state_dict', 'module',
-               'params')
-
-# %% ../nbs/02_checkpoint.ipynb #find-tensors-02c
-def _find_tensors(
-    found,  # what a file held
-    path,   # for the errors
-    foreign: bool,  # not written by `save_tensors`
-) -> dict:  # name -> tensor
-    "The table of tensors in what a training code has saved, under bare names. Raises ValueError where there is none."
-    if isinstance(found, dict):
-        inner = (found.get(key) for key in _CONTAINERS)
-        found = next((table for table in inner if isinstance(table, dict) and table), found)
-        found = {key: value for key, value in found.items() if not isinstance(value, _PLAIN)}
-    if not _is_table(found):
-        raise ValueError(f'{path} holds no table of tensors: '
-                         'expected weights at the top or under ema, model or state_dict')
-    _check_precision(found, path)
-    names, prefix = _bare_names(found, foreign)
-    if prefix:
-        warnings.warn(f'{path}: every name begins with {prefix!r}, which is taken off', stacklevel=3)
-    if twice := _twice(names):
-        raise ValueError(f'{path} holds two tensors under one name once wrappers are taken off: {", ".join(twice)}')
-    return {names[key]: tensor for key, tensor in found.items()}
-
-# %% ../nbs/02_checkpoint.ipynb #table-02c
-_PLAIN = (int, float, str, np.generic, type(None))  # what may lie among tensors, and is none
-
-def _is_table(found) -> bool:
-    if not isinstance(found, dict) or not found:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
-
-def _check_precision(found: dict, path) -> None:
-    "Raise ValueError for weights that are stored as small whole numbers: without their scales they mean nothing."
-    whole = [name for name, tensor in found.items() if tensor.ndim > 1 and tensor.dtype in (torch.int8, torch.uint8)]
-    if whole:
-        raise ValueError(f'{path} holds quantised weights ({whole[0]}, ...): give them in fp32, fp16 or bf16')
-
-def _twice(names: dict) -> list[str]:
-    "Names in the file whose bare name another one has too, four at most."
-    bare = list(names.values())
-    if len(set(bare)) == len(bare):
-        return []
-    return [name for name, b in names.items() if bare.count(b) > 1][:4]
-
-# %% ../nbs/02_checkpoint.ipynb #bare-02c
-_WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module')
-
-def _bare_names(found: dict, foreign: bool) -> tuple[dict[str, str], str]:  # name in the file -> in a model; the prefix
-    "Take off wrappers anywhere in a name, and what all names of a foreign file begin with (those of counters apart)."
-    bare = {name: _unwrapped(name) for name in found}
-    weights = [name for name, tensor in found.items() if tensor.ndim]
-    off = ''
-    while foreign and weights and (prefix := _shared_prefix([bare[name] for name in weights])):
-        bare = {name: b.removeprefix(prefix) for name, b in bare.items()}
-        off += prefix
-    return bare, off
-
-# %% ../nbs/02_checkpoint.ipynb #unwrapped-02c
-def _unwrapped(name: str) -> str:
-    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
-
-def _shared_prefix(names: list[str]) -> str:
-    "The module that all tensors lie in, with its dot; not a list of modules, whose parts have numbers."
-    first, dot, rest = names[0].partition('.')
-    if not dot or rest.split('.')[0].isdigit():
-        return ''
-    return first + dot if len(names) > 1 and all(name.startswith(first + dot) for name in names) else ''
 
 # %% ../nbs/02_checkpoint.ipynb #011-02
 def find_checkpoint(
@@ -355,8 +254,9 @@ def find_checkpoint(
 def _files_at(place: Path) -> list[Path]:  # in the order in which they are taken
     "The files that a name may mean: itself, a run's models, a checkpoint that others left in a folder."
     own = [place, Path(f'{place}.safetensors'), place / 'video.safetensors', place / 'image.safetensors']
-    whole = [place / f'{name}.safetensors' for name in ('model', 'diffusion_pytorch_model')]
-    return own + sorted(place.glob('*.index.json')) + whole
+    indices = sorted(place.glob('*.safetensors.index.json')) + sorted(place.glob('*.bin.index.json'))
+    names = ('model.safetensors', 'diffusion_pytorch_model.safetensors', 'pytorch_model.bin')
+    return own + indices + [place / name for name in names]
 
 def _places(name) -> list[Path]:
     "Where a name is looked up, in order."
@@ -364,7 +264,14 @@ def _places(name) -> list[Path]:
         return [Path(name)]
     return [Path(name), workspace() / name] + [folder / name for folder in checkpoint_dirs()]
 
+_SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')
+
 def _no_checkpoint(name) -> str:
+    for place in _places(name):
+        files = [file for pattern in ('*', '*/*') for file in sorted(place.glob(pattern)) if file.suffix in _SUFFIXES]
+        if files:
+            some = ', '.join(str(file.relative_to(place)) for file in files[:4])
+            return f'{place} holds no checkpoint of a name that is known here: give one of its files ({some})'
     folders = [Path(name).parent] if Path(name).is_absolute() else checkpoint_dirs()
     there = ', '.join(_models_in(folders)) or 'none'
     where = ', '.join(str(folder) for folder in folders)
@@ -428,8 +335,6 @@ def _check_shapes(config: ModelConfig, weights: dict) -> None:
     if config.kind == 'VideoDiT':
         sizes |= _video_sizes(weights)
     wrong = []
-    if not (0 < config.fps <= 1000 and 0 <= config.frames <= 10**5):
-        wrong.append(f'fps is {config.fps:g} and frames {config.frames}, which no clip has')
     for name, size in sizes.items():
         given = getattr(config, name)
         if given is not None and given != size:
@@ -441,10 +346,11 @@ def _check_shapes(config: ModelConfig, weights: dict) -> None:
 def _video_sizes(weights: dict) -> dict:
     "What only a video model has: the text encoder and its branches."
     layers = {name.split('.')[3] for name in weights if name.startswith('text_encoder.layers.layers.')}
-    keys = weights.get('blocks.0.text_attn.kv.weight')
-    if keys is None:
-        raise ValueError('a VideoDiT without blocks.0.text_attn.kv.weight')
+    keys, norm = (weights.get(f'blocks.0.text_attn.{part}.weight') for part in ('kv', 'q_norm'))
+    if keys is None or norm is None:
+        raise ValueError('a VideoDiT without blocks.0.text_attn.kv.weight or blocks.0.text_attn.q_norm.weight')
     sizes = dict(text_width=keys.shape[1], text_cond='text_cond.proj.weight' in weights)
+    sizes['branch_heads'] = len(keys) // 2 // len(norm)
     if layers:
         sizes['text_depth'] = len(layers)
     return sizes

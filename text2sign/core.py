@@ -74,9 +74,16 @@ def atomic_path(path):  # where the file is to be; its folder is made
     part = path.with_name(f'.{path.stem}.{os.getpid()}-{token}.part{path.suffix}')
     try:
         yield part
+        _flush(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _flush(part: Path) -> None:
+    "What is renamed before it is on the disk could be empty after the power has failed."
+    if part.is_symlink(): return
+    with open(part, 'r+b') as file: os.fsync(file.fileno())             # Windows flushes only what may be written
 
 # %% ../nbs/00_core.ipynb #abandoned-core
 def is_abandoned(part,  # a file as `atomic_path` names it, or any other

@@ -206,13 +206,40 @@ def from_dict(
     cls: ModelConfig,
     d: dict,  # what a checkpoint's header holds
 ) -> ModelConfig:
-    "Raises ValueError naming an unknown key, or a value of the wrong type."
+    "Raises ValueError naming an unknown key, a value of the wrong type, or one that no clip has."
     kinds = {f.name: f.type for f in fields(cls)}
     if unknown := sorted(set(d) - set(kinds)):
         raise ValueError(f'a configuration has no {", ".join(unknown)}: written by another version?')
     if d.get('kind', '') not in ('', 'DiT', 'VideoDiT'):
         raise ValueError(f'kind is {d["kind"]!r}: a model is a DiT or a VideoDiT')
-    return cls(**{name: _checked(name, kinds[name], value) for name, value in d.items()})
+    config = cls(**{name: _checked(name, kinds[name], value) for name, value in d.items()})
+    config._check_lengths()
+    config._check_letters()
+    return config
+
+# %% ../nbs/01_dit.ipynb #f726490b
+_LONGEST = 10**5  # frames: more than two hours
+
+@patch
+def _check_lengths(self: ModelConfig) -> None:
+    "Raises ValueError for times that no clip has."
+    least = int(self.text_position == 'place')  # windows need a length; 0: not known
+    if not 0 < self.fps <= 1000 or not least <= self.frames <= _LONGEST:
+        raise ValueError(f'fps is {self.fps:g} and frames {self.frames}, which no clip has')
+    for text, frames in self.durations.items():
+        if not isinstance(frames, int) or not 0 < frames <= _LONGEST:
+            raise ValueError(f'durations of {text!r} is {frames!r}, which no clip has')
+    numbers = [n for n in self.pace if isinstance(n, (int, float)) and abs(n) <= _LONGEST]  # nan is not
+    if len(self.pace) not in (0, 2) or len(numbers) < len(self.pace):
+        raise ValueError(f'pace is {self.pace}: two numbers of frames are expected')
+
+# %% ../nbs/01_dit.ipynb #665b4a27
+@patch
+def _check_letters(self: ModelConfig) -> None:
+    "Raises ValueError for what is no letter, and no unit LANGUAGE:LETTER."
+    for name, units, mark in (('alphabet', self.alphabet, ''), ('vocabulary', self.vocabulary, ':')):
+        odd = [unit for unit in units if not isinstance(unit, str) or not unit or mark not in unit]
+        if odd: raise ValueError(f'{name} holds {odd[0]!r}, which is no letter')
 
 # %% ../nbs/01_dit.ipynb #016-01
 class DiT(nn.Module):

@@ -379,14 +379,16 @@ def finished(self: TrainResult) -> bool:  # False: the time was up before the la
 
 # %% ../nbs/05i_fit.ipynb #is-done-05h
 def _is_done(settings: Settings, stage: str, histories: dict) -> bool:
-    return histories[stage][-1]['step'] == settings.recipe(stage).steps
+    "Has it come to its last step? The states of a stage that is past may have been deleted."
+    return not histories[stage] or histories[stage][-1]['step'] == settings.recipe(stage).steps
 
 
 def read_history(folder: Path,  # of a run
                  stage: str,
                  ) -> list[dict]:
     "The log of a stage, as far as it has been saved."
-    return read_checkpoint(list_checkpoints(folder, stage)[-1])[1]['history']
+    states = list_checkpoints(folder, stage)
+    return read_checkpoint(states[-1])[1]['history'] if states else []
 
 # %% ../nbs/05i_fit.ipynb #train-05h
 def train(settings: Settings,

@@ -335,8 +335,7 @@ def _eager(device: torch.device):
     return torch.compiler.set_stance('force_eager') if device.type == 'cuda' else nullcontext()
 
 def _spread(previews: list) -> float:  # gray levels
-    clips = np.stack([clip for _, clip in previews])  # (N, T, H, W, 3) uint8
-    return float(clips.std(0).mean())
+    return float(np.stack([clip for _, clip in previews]).std(0).mean())  # of (N, T, H, W, 3) uint8
 
 # %% ../nbs/05b_trainer.ipynb #b-state
 @patch
@@ -385,7 +384,10 @@ def resume(self: Trainer, folder, stage: str) -> None:
     "Go on from the newest state. Raises FileNotFoundError, or ValueError that names what differs in recipe or model."
     states = list_checkpoints(folder, stage)
     if not states: raise FileNotFoundError(f'nothing to resume: no {stage}-state-*.safetensors in {folder}')
-    tensors, config = read_checkpoint(states[-1])
+    try: tensors, config = read_checkpoint(states[-1])
+    except ValueError as e:
+        rest = f'delete it to go on from {states[-2].name}' if states[1:] else 'no other state of this run is kept'
+        raise ValueError(f'{e}; {rest}') from None
     if differ := self._differences(config['recipe'] | config['model']):
         raise ValueError(f'{states[-1]} is from another configuration: {"; ".join(differ)}')
     for name, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{name}'])
@@ -402,8 +404,7 @@ def _moments(tensors: dict, name: str, device) -> dict:  # AdamW's state of a pa
 @patch
 def _differences(self: Trainer, saved: dict) -> list[str]:  # saved: of recipe and model
     "Settings that are not as they were; how memory is used, and where autoencoder and text encoder lie, may change."
-    now = asdict(self.recipe) | self.model.config.to_dict()
-    now = json.loads(json.dumps(now))  # as it comes back from a file
+    now = json.loads(json.dumps(asdict(self.recipe) | self.model.config.to_dict()))  # as it comes back from a file
     for k in ('accumulation', 'frame_chunk', 'vae', 'encoder'): del now[k]
     return [f'{k} was {saved.get(k)}, now {v}' for k, v in now.items() if v != saved.get(k)]
 
