@@ -268,7 +268,7 @@ def format_time(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{rest:02d}' if hours else f'{minutes}:{rest:02d}'
 
-
+# %% ../nbs/00_core.ipynb #2fb05a66
 def nearest_name(name: str,  # what was given
                  names,  # what would have been right
                  ) -> str:  # '; did you mean X?', or ''
@@ -279,7 +279,7 @@ def nearest_name(name: str,  # what was given
 
 _UNSEEN = dict.fromkeys([0xad, 0x200b, 0x200e, 0x200f, *range(0x202a, 0x202f), 0x2060, *range(0x2066, 0x206a), 0xfeff])
 
-
+# %% ../nbs/00_core.ipynb #6a785e33
 def one_line(text: str) -> str:
     """In NFC, spaces and ends of lines as single spaces, without marks that nobody sees: soft hyphens, zero-width
     spaces, directions, byte-order marks. (Joiners stay: they decide how letters look.)"""

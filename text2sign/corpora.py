@@ -290,6 +290,7 @@ def _layout_of(root: Path, layouts) -> Corpus | None: # the first of the layouts
         if tables: return Corpus(layout, root, tables, [], [])
     return None
 
+# %% ../nbs/08b_corpora.ipynb #a9172346
 def recognise(folder: Path) -> Corpus | None:
     "The layout that the folder, or a folder in it, has. Raises ValueError where several in it have one."
     folder, *below = _roots(folder)
@@ -342,6 +343,7 @@ def _there(video: Path) -> Path: # Raises `Refused`
     if not video.exists(): raise Refused('is a link to a file that is not there')
     return video
 
+# %% ../nbs/08b_corpora.ipynb #0ab97523
 def _text_beside(video: Path, videos: list, texts: list) -> str: # Raises `Refused`
     "The text of a video, given all videos and all texts of its name."
     _there(video)

@@ -298,6 +298,7 @@ def look_for(settings: Settings, # with the source as `data`
     look.expect()
     return look
 
+# %% ../nbs/09b_look.ipynb #f0fbd00f
 def look_before(settings: Settings,
                 clips: int = 24, # to read at most
                ) -> Look | None: # None: words that the renderer draws

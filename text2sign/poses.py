@@ -208,7 +208,7 @@ def _hands(self: PoseReport) -> list:  # a sentence, or none
             out.append(f'the {part} one in {unseen} frames {_of_these(unseen, lowered)}')
     return [f'in {len(self.unseen)} clips a hand that takes part was not always seen: {", ".join(out)}']
 
-
+# %% ../nbs/00l_poses.ipynb #9dd72176
 @patch
 def _cut(self: PoseReport) -> list:  # a sentence, or none
     long = sum(length > self.frames for length in self.lengths)

@@ -228,7 +228,7 @@ def _open_shard(path: Path) -> _Shard:
 # %% ../nbs/00o_shards.ipynb #open-00n
 def holds_shards(folder) -> bool: return (Path(folder) / 'shards.json').is_file()
 
-
+# %% ../nbs/00o_shards.ipynb #4ab02cea
 def open_shards(folder,  # where `write_shards` wrote
                 ) -> tuple:  # `Clips` whose frames are `StoredFrames`; the report of each shard
     "Raises ValueError that names shards which are missing or cut off, or hold no clip at all."
@@ -250,7 +250,7 @@ def open_shards(folder,  # where `write_shards` wrote
     _check_alike(full)
     return _as_clips(full), reports
 
-
+# %% ../nbs/00o_shards.ipynb #e969ad83
 def _why(reports: list) -> str:  # the first of the reasons that their makers noted
     problems = [problem for report in reports for problem in report.get('problems', [])]
     return ''.join(f'{"; " if i else ". "}{name}: {reason}' for i, (name, reason) in enumerate(problems[:3]))

@@ -88,6 +88,7 @@ class Table(NamedTuple):
     problems: list          # of (name, reason)
     columns: list           # their names, lower case
 
+# %% ../nbs/00_tables.ipynb #7695ccff
 def _lacking(names, needs) -> list: # the first name of each needed column that is not there
     return [group[0] for group in needs if not set(group) & set(names)]
 
@@ -222,6 +223,7 @@ def _first_header(path: Path, needs) -> list:
     with open(path, encoding='utf-8-sig', errors='replace') as file:
         return _read_header(path, next((line for line in file if line.strip()), ''), needs)[1]
 
+# %% ../nbs/00_tables.ipynb #4319a6af
 def has_columns(path, needs) -> bool: # as in `read_table`; True for none
     "Does the first row name them?"
     if not needs: return True
