@@ -15,8 +15,9 @@ from text2sign.checkpoint import load_model, read_checkpoint
 from text2sign.clips import Clips
 from text2sign.core import exclusive, workspace
 from text2sign.dit import DiT
+from text2sign.runs import read_history
 from text2sign.settings import Settings
-from text2sign.train import read_history, train
+from text2sign.train import train
 from text2sign.trainer import list_checkpoints
 from text2sign.words import splits
 

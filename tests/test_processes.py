@@ -1,7 +1,11 @@
 """Training in processes of its own: killed at random moments it ends as if left alone; two processes equal one."""
+import json
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -45,7 +49,7 @@ def train(folder, steps, save_minutes=0., processes=1, accumulation=1, tight=Fal
     "In this process, or in several that it starts."
     import torch
 
-    from text2sign.speed import launch
+    from text2sign.processes import launch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores Ctrl-C
@@ -123,3 +127,72 @@ def test_mistake_in_a_process(tmp_path):
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGINT, before)
+
+
+TINY = dict(stage='image', pretrained='', score_words=0, size=32, words=8, width=48, depth=1, heads=2, frames=9,
+            max_letters=2, image_batch=8, image_steps=6, log_every=2, sample_every=6)
+
+
+def command(home, **settings):
+    "Two processes that torchrun starts, meeting at a free port of this machine; they train in `home`."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        where = ['--master-addr', '127.0.0.1', '--master-port', str(s.getsockname()[1])]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', *where]
+    return [*torchrun, __file__, str(home), json.dumps(settings)]
+
+
+def last_state(home): return read_checkpoint(list_checkpoints(home/'checkpoints'/'a', 'image')[-1])
+
+
+def test_torchrun(tmp_path):
+    """One run of two processes, whose time is up at the first line of the log; resumed it ends with the weights of a
+    single process."""
+    done = subprocess.run(command(tmp_path, run='a', **TINY, minutes=1e-4), capture_output=True, text=True)
+    assert done.stdout.count('run a on cpu') == done.stdout.count('out of time at step 2 of 6') == 1, done.stderr
+    assert sorted(path.name for path in (tmp_path/'checkpoints').iterdir()) == ['a', 'latest']
+    done = subprocess.run(command(tmp_path, resume='a', minutes=0), capture_output=True, text=True)
+    assert done.returncode == 0 and '6/6' in done.stdout, done.stderr
+    two, config = last_state(tmp_path)
+    assert config['step'] == 6
+    process = server.Process(target=train_run, args=(tmp_path/'one', dict(run='a', **TINY, minutes=0)))
+    process.start()
+    process.join()
+    one = last_state(tmp_path/'one')[0]
+    apart = [(two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')]
+    assert max(apart) < 1e-5
+
+
+@pytest.mark.slow
+def test_interrupted_torchrun(tmp_path):
+    "SIGTERM to torchrun ends both processes with a state, before their last step."
+    long = TINY | dict(image_steps=100_000, save_minutes=0.)
+    process = subprocess.Popen(command(tmp_path, run='a', **long), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while process.poll() is None and not list_checkpoints(tmp_path/'checkpoints'/'a', 'image'): time.sleep(0.05)
+    process.terminate()
+    said = process.communicate(timeout=60)[0].decode()
+    step = last_state(tmp_path)[1]['step']
+    assert said.count(f'interrupted at step {step}; saved') == 1, said
+    assert process.returncode and step % 2 == 0
+
+
+def test_mistake_under_torchrun(tmp_path):
+    "A wrong setting is one line, once; no process ends well, and no run is left."
+    done = subprocess.run(command(tmp_path, run='a', **TINY | dict(image_batch=3)), capture_output=True, text=True)
+    assert done.stderr.count('text2sign: error: image_batch=3 does not divide') == 1, done.stderr
+    assert done.returncode and done.stderr.count('exitcode  : 2') + done.stderr.count('exitcode  : 1') == 2
+    assert not (tmp_path/'checkpoints'/'a').exists()
+
+
+def train_run(home, settings):
+    from text2sign.settings import Settings
+    from text2sign.train import train as train_settings
+    train_settings(Settings(**settings), home)
+
+
+if __name__ == '__main__':  # what torchrun starts: `text2sign train` at another home
+    from text2sign import cli, core
+    core.find_checkout = lambda: None
+    os.chdir(sys.argv[1])
+    pairs = [text for name, value in json.loads(sys.argv[2]).items() for text in ('-p', name, str(value))]
+    sys.exit(cli.main(['train', *pairs]))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .outputs import FORMATS, ClipWriter, check_writable, output_paths, read_texts
+from .outputs import FORMATS, ClipWriter, check_writable, output_paths, print_error, read_texts
 
 SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 
@@ -446,5 +446,5 @@ def main(argv=None) -> int:  # arguments, None: those of the shell -> the exit c
     except KeyboardInterrupt:
         print('text2sign: interrupted', file=sys.stderr)
         return 130
-    print(f'text2sign: error: {error}', file=sys.stderr)
+    print_error(error)
     return 2

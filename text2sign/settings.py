@@ -24,8 +24,8 @@ from .diffusion import get_objective
 from .lexicon import frames_needed
 from .lora import check_lora
 from .mannequin import check_drawing
+from .processes import check_processes
 from .shards import holds_shards, open_shards
-from .speed import check_processes
 from .texts import parse_languages
 from .trainer import Recipe
 
@@ -85,7 +85,7 @@ class Settings:
     save_minutes: float = _setting(1.0, 'minutes between saves; saving takes a twentieth of the time at most')
     keep: int = _setting(1, 'newest states to keep')
     seed: int = _setting(0, 'of everything but which words are held out')
-    processes: int = _setting(1, 'GPUs of this machine to train on; without a GPU: CPU processes')
+    processes: int = _setting(1, 'GPUs here, or CPU processes; many hosts: torchrun --no-python text2sign train')
     device: str = _setting('auto', 'cpu, cuda, or auto: a GPU if there is one')
 
     def __new__(cls, **given):
