@@ -236,19 +236,21 @@ def read_videos(source,        # what `find_sources` takes, or what it gave
     return clips
 
 # %% ../nbs/08c_videos.ipynb #vid-estimate
-_UNSAID = 10.      # seconds of a film that does not say how long it is
+_UNSAID = 10.      # seconds of a film, where none says how long it is
 
-def _said_seconds(source: Source) -> float:
+def _said_seconds(source: Source) -> float: # NaN where it does not say
     end = stated_seconds(source.path, source.fps) if source.end is None else source.end
-    return max(0., (_UNSAID if end is None else end) - (source.start or 0))
+    return np.nan if end is None else max(0., end - (source.start or 0))
 
 def said_seconds(sources: list, # of `Source`
                  some=400,      # films that are opened at most, evenly over all
                 ) -> np.ndarray: # (n,), of these
-    "How long films are by their headers, rest included."
+    "How long films are by their headers, rest included; what does not say is like the others."
     if not sources: return np.zeros(1)
     step = -(-len(sources)//some)
-    with ThreadPoolExecutor(cpu_count()) as pool: return np.array(list(pool.map(_said_seconds, sources[::step])))
+    with ThreadPoolExecutor(cpu_count()) as pool: seconds = np.array(list(pool.map(_said_seconds, sources[::step])))
+    said = np.isfinite(seconds)
+    return np.where(said, seconds, seconds[said].mean() if said.any() else _UNSAID)
 
 # %% ../nbs/08c_videos.ipynb #66275d4b
 def clip_bytes(found: Found,        # what `find_sources` gave
