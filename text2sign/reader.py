@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'RECIPES', 'FrameEncoder', 'ConvContext', 'SpatialSoftmaxEncoder', 'PointContext', 'ReaderConfig', 'Reader',
            'reader_texts', 'reader_alphabet', 'reader_dataset', 'augment', 'fit_reader', 'train_reader', 'load_reader',
-           'ceilings', 'reader_path', 'make_readers', 'load_readers']
+           'ceilings', 'reader_path', 'make_readers', 'load_readers', 'advise_readers']
 
 # %% ../nbs/07a_reader.ipynb #d4dc67f6
 from dataclasses import asdict, dataclass, field, fields
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 
-from .axis import default_language, language_letters
+from .axis import default_language, known_languages, language_letters
 from .checkpoint import read_checkpoint, save_tensors
-from .core import autocast_bf16, pick_device, progress_bar, shipped_dir, workspace
+from .core import autocast_bf16, checkpoint_dirs, pick_device, progress_bar, workspace
 from .evaluate import as_pixels, cer, collapse_labels
 from .lexicon import AZ, LANGUAGES, load_lexicon
 from .spelling import SPACE, vocabulary
@@ -38,8 +38,7 @@ class FrameEncoder(nn.Module):
         super().__init__()
         channels = [3, width, 2*width, 3*width, 4*width] + [4*width]*(size > 64)
         layers = [self._halve(a, b) for a, b in zip(channels, channels[1:])]
-        side = size >> len(layers)
-        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4*width*side**2, features))
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4*width*(size >> len(layers))**2, features))
 
     @staticmethod
     def _halve(a: int, b: int) -> nn.Module: # (M, a, S, S) -> (M, b, S/2, S/2)
@@ -140,6 +139,10 @@ class ReaderConfig:
     def letters(self) -> list: # what each label stands for: 'ase:A' is A, and ': ' is a space
         return [unit.partition(':')[2] or unit for unit in self.alphabet]
 
+    @property
+    def languages(self) -> list: # ISO 639-3 codes
+        return known_languages(self.alphabet) if SPACE in self.alphabet else ['ase']
+
 # %% ../nbs/07a_reader.ipynb #61786fea
 class Reader(nn.Module):
     "Labels every frame with a letter, and so reads which word a clip spells."
@@ -172,22 +175,18 @@ def _codes(self: Reader,
         raise ValueError(f'this reader knows ase only, not {sorted(set(codes) - {"ase"})[0]!r}')
     return codes if several else ['']*count
 
-# %% ../nbs/07a_reader.ipynb #84530093
 @patch
 def choices(self: Reader,
             codes: list[str], # ISO 639-3; '': all letters
            ) -> Tensor: # bool (N,1+letters), on the reader's device
     "Which labels can occur in a language. Raises ValueError for a language that the reader does not know."
-    rows = []
     for code in codes:
         if code: language_letters(self.config.alphabet, code)
-        own = [not code or unit == SPACE or unit.startswith(f'{code}:') for unit in self.config.alphabet]
-        rows.append([True, *own])
+    rows = [[True, *(not code or unit == SPACE or unit.startswith(f'{code}:') for unit in self.config.alphabet)]
+            for code in codes]
     return torch.tensor(rows, device=self.head.weight.device)
 
-def _only(logits: Tensor,  # (B,T,1+letters)
-          allowed: Tensor, # bool (B,1+letters)
-         ) -> Tensor: # float32, -inf where a label cannot be
+def _only(logits: Tensor, allowed: Tensor) -> Tensor: # (B,T,1+letters), bool (B,1+letters): -inf where no label can be
     return logits.float().masked_fill(~allowed[:, None], -torch.inf)
 
 # %% ../nbs/07a_reader.ipynb #493cd7d0
@@ -204,10 +203,8 @@ def frame_labels(self: Reader,
     if not len(frames): return np.zeros((0, 0), np.int64)
     number = {code: i for i, code in enumerate(dict.fromkeys(codes))}
     allowed = self.choices(list(number))[[number[code] for code in codes]]
-    was_training = self.training
+    was_training, out, step = self.training, [], max(1, batch*32//max(1, frames.shape[1]))
     self.eval()
-    out = []
-    step = max(1, batch*32//max(1, frames.shape[1]))
     with autocast_bf16(device):
         for i in range(0, len(frames), step):
             x = as_pixels(frames[i:i+step], self.config.size, device)
@@ -215,7 +212,6 @@ def frame_labels(self: Reader,
     self.train(was_training)
     return torch.cat(out).numpy()
 
-# %% ../nbs/07a_reader.ipynb #f9b9b444
 @patch
 def transcribe(self: Reader,
                frames,       # uint8 (N,T,H,W,3)
@@ -292,12 +288,10 @@ def augment(x: Tensor,          # (B,T,3,H,W) in [0,1]
     soft = F.interpolate(half, (H, W), mode='bilinear')
     moved = torch.lerp(moved, soft, _uniform(x, g, 1, 1, 1).abs()).view(x.shape)
     mean = moved.mean((1, 3, 4), keepdim=True)
-    contrast = 1 + .3*_uniform(x, g, 1, 1, 1, 1)
-    brightness = .1*_uniform(x, g, 1, 1, 1, 1)
+    contrast, brightness = 1 + .3*_uniform(x, g, 1, 1, 1, 1), .1*_uniform(x, g, 1, 1, 1, 1)
     tint = .08*_uniform(x, g, 1, 3, 1, 1)
     moved = (moved - mean)*contrast + mean + brightness + tint
-    loudness = .05*_uniform(x, g, 1, 1, 1, 1).abs()
-    return moved + loudness*torch.randn(moved.shape, generator=g, device=x.device)
+    return moved + .05*_uniform(x, g, 1, 1, 1, 1).abs()*torch.randn(moved.shape, generator=g, device=x.device)
 
 # %% ../nbs/07a_reader.ipynb #4c340b7f
 def fit_reader(reader: Reader,
@@ -332,8 +326,7 @@ def _seeded_reader(seed: int, *args) -> Reader: # args: of `Reader`
         torch.manual_seed(seed)
         return Reader(*args)
 
-def _held_out(reader: Reader, texts: list, codes: list, crop: str, seed: int) -> dict:
-    "The CER of whole clips."
+def _held_out(reader: Reader, texts: list, codes: list, crop: str, seed: int) -> dict: # the CER of whole clips
     clips = spell(texts, None, reader.config.size, crop, seed, wide=True, languages=codes, cache=False, progress=False)
     return dict(clips=len(texts), cer=round(cer(reader.transcribe(clips.frames, languages=codes), clips.texts), 4))
 
@@ -362,11 +355,10 @@ def train_reader(data: tuple = None,      # texts and the code of each; None: `r
     return reader.eval()
 
 # %% ../nbs/07a_reader.ipynb #c234d677
-_CARD = dict(what='reads fingerspelling of the text2sign mannequin from video frames, to judge generated clips',
-             learned_from='reference clips only: the wide style family, '
-                          'no word of splits(); no generated clip, no test word',
-             not_for='people on video, other corpora, fluent fingerspelling; '
-                     'it is no measure of how well a person signs')
+_CARD = dict(
+    what='reads fingerspelling of the text2sign mannequin from video frames, to judge generated clips',
+    learned_from='reference clips only: the wide style family, no word of splits(); no generated clip, no test word',
+    not_for='people on video, other corpora, fluent fingerspelling; it is no measure of how well a person signs')
 
 @patch
 def save(self: Reader, path) -> Path: # the .safetensors written
@@ -374,7 +366,6 @@ def save(self: Reader, path) -> Path: # the .safetensors written
     tensors = {k: v.bfloat16() if v.is_floating_point() else v for k, v in self.state_dict().items()}
     return save_tensors(path, tensors, asdict(self.config) | dict(card=_CARD))
 
-# %% ../nbs/07a_reader.ipynb #6db36bca
 def load_reader(path, # that `Reader.save` wrote
                 device='cpu',
                ) -> Reader: # in evaluation mode
@@ -403,10 +394,9 @@ def ceilings(readers: list[Reader],
              log=print,             # called with a line a language; None: silent
             ) -> dict: # language -> list of `unseen_texts` -> the CER of each reader
     "How well reference clips are read, by language and length."
-    table = {}
-    for code, n in counts.items():
-        row = table[code] = {}
-        for name, clips in unseen_clips(code, n, size, crop):
+    table = {code: {} for code in counts}
+    for code, row in table.items():
+        for name, clips in unseen_clips(code, counts[code], size, crop):
             row[name] = [round(cer(r.transcribe(clips.frames, languages=code), clips.texts), 4) for r in readers]
         cells = [f'{name} ' + '/'.join(f'{100*error:.2f}' for error in errors) for name, errors in row.items()]
         if log: log(f'{code} CER in %: ' + ', '.join(cells))
@@ -414,15 +404,19 @@ def ceilings(readers: list[Reader],
 
 # %% ../nbs/07a_reader.ipynb #984a59bc
 RECIPES = dict(hand=dict(crops=('hand', 'bust'), size=64, width=24, batch=64), # crop -> arguments of `train_reader`
+               upper=dict(crops=('upper',), size=128, width=16),
                signer=dict(crops=('signer',), size=128, width=16))
-_LISTED = dict(hand=['ase'], signer=list(LANGUAGES))                           # languages that a pair reads
+
+def _recipe(crop: str) -> str:
+    "Raises ValueError for a crop without one."
+    if crop in ('bust', *RECIPES): return 'hand' if crop == 'bust' else crop
+    raise ValueError(f'no readers of the crop {crop!r} can be made: use bust, {", ".join(RECIPES)}')
 
 def reader_path(folder, crop: str, kind: str) -> Path:
-    about = '' if crop in ('hand', 'bust') else f'{crop}-'
-    return Path(folder)/f'reader-{about}{kind}.safetensors'
+    return Path(folder)/f'reader-{"" if _recipe(crop) == "hand" else crop + "-"}{kind}.safetensors'
 
 # %% ../nbs/07a_reader.ipynb #2dea8c40
-def make_readers(crop: str = 'signer', # one of `RECIPES`
+def make_readers(crop: str = 'signer', # of the clips; bust: those of hand, which read both
                  folder=None,       # None: `checkpoints` of the clone or of the working directory
                  languages=None,    # ISO 639-3 codes; None: one-handed crops ase, else all
                  n: int = 6000,     # training texts
@@ -430,7 +424,8 @@ def make_readers(crop: str = 'signer', # one of `RECIPES`
                  **kwargs,          # of `train_reader`
                 ) -> list[Path]: # the files written
     "Train and save both readers of a crop, `conv` from seed 0 and `points` from seed 1, and measure their ceilings."
-    recipe, languages = RECIPES[crop] | kwargs, languages or _LISTED[crop]
+    name = _recipe(crop)
+    recipe, languages = RECIPES[name] | kwargs, languages or (['ase'] if name == 'hand' else list(LANGUAGES))
     folder = Path(folder or workspace()/'checkpoints')
     readers = [train_reader(reader_texts(n, languages, seed), kind, seed, **recipe) for seed, kind in enumerate(KINDS)]
     counts = {code: tests*(5 if code == 'ase' else 1) for code in languages} if tests else {}
@@ -440,11 +435,16 @@ def make_readers(crop: str = 'signer', # one of `RECIPES`
         reader.config.held_out['ceilings'] = own
     return [reader.save(reader_path(folder, crop, reader.config.kind)) for reader in readers]
 
-# %% ../nbs/07a_reader.ipynb #c9dc34cb
-def load_readers(folder=None, # None: the shipped ones
+def load_readers(folder=None, # None: where names of checkpoints are looked up
                  device='cpu',
                  crop: str = 'hand', # of the clips that they are to read
                 ) -> list[Reader]: # `conv` first
-    "The two readers of a folder that `make_readers` wrote. Raises FileNotFoundError where one is missing."
-    folder = Path(folder or shipped_dir())
-    return [load_reader(reader_path(folder, crop, kind), device) for kind in KINDS]
+    "The two readers of a crop. Raises FileNotFoundError, with the command that makes them, where one is missing."
+    for place in [folder] if folder else checkpoint_dirs():
+        paths = [reader_path(place, crop, kind) for kind in KINDS]
+        if all(path.exists() for path in paths): return [load_reader(path, device) for path in paths]
+    raise FileNotFoundError(f'no readers in {folder or "checkpoints/"}; {advise_readers(crop, folder)}')
+
+def advise_readers(crop: str, folder=None) -> str: # the end of an error message
+    where = f', {str(folder)!r}' if folder else ''
+    return f'make them: python -c "from text2sign.reader import make_readers; make_readers({crop!r}{where})"'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLERS', 'make_scheduler', 'noise_levels', 'as_level', 'scheduler_step', 'denoise', 'guided', 'noise_for_clips',
-           'to_uint8', 'pixel_decoder', 'check_text', 'clip_frames', 'generate', 'generate_images',
+           'to_uint8', 'pixel_decoder', 'check_text', 'clip_frames', 'predicted_frames', 'generate', 'generate_images',
            'mediapy_with_ffmpeg', 'show']
 
 # %% ../nbs/06_sample.ipynb #002-06
@@ -327,6 +327,31 @@ def _encode_texts(
     cond, null = zip(features.chunk(2), mask.chunk(2))
     return cond, null
 
+# %% ../nbs/06_sample.ipynb #8418185c
+def _plan(config: ModelConfig, lengths: list[int], frames: int | None, batch: int, whole: bool = False) -> tuple:
+    "Frames that each clip is made with; frames of a window, 0 for clips at once; batches as `_plan_batches` has them."
+    made = [frames or max(T, config.frames) for T in lengths]
+    window = 0 if whole or config.text_position == 'frame' else min(config.frames, frames or config.frames)
+    return made, window, plan_windows(made, window, batch) if window else _plan_batches(made, batch)
+
+# %% ../nbs/06_sample.ipynb #14cfe2b2
+def predicted_frames(
+    model: VideoDiT,
+    lengths: list[int],  # frames of each text's clip, as `clip_frames` says
+    steps: int = 12,
+    sampler: str = 'auto',
+    frames: int | None = None,  # of all clips, as `generate` takes it
+    batch: int = 32,
+) -> int:  # over all clips and steps; guidance, which predicts twice, left out
+    "How many frames all calls of the model predict for a request of `generate`."
+    made, window, plan = _plan(model.config, lengths, frames, batch)
+    axis = LongClips([()]*len(made), lengths, made, window, batch)
+    objective = get_objective(model.config.objective_name, model.learn_sigma)
+    calls = len(make_scheduler(objective, steps, sampler).timesteps)
+    at_once = model.config.text_position == 'frame'
+    device = model.pos_embed.device
+    return calls*sum(T*len(some) if at_once else axis.predicted(some, device) for T, some in plan)
+
 # %% ../nbs/06_sample.ipynb #generate-06
 @torch.no_grad()
 def generate(
@@ -343,12 +368,12 @@ def generate(
     batch: int = 32,  # clips at a time
     precision: str = 'auto',  # of the model: auto, bf16, fp32; the sampler's own arithmetic is fp32 always
     callback=None,  # called after every model call as callback(done, total, x0 (b, T, C, H, W)), over all batches
-    on_clip=None,  # called with each clip when its batch is done, as on_clip(i, clip (T, H, W, 3)); texts[i]
+    on_clip=None,  # called with each clip when its batch is done, as on_clip(i, clip (T, H, W, 3)), which is not kept
     progress: bool = False,  # show a bar
     compile: bool = False,  # a minute for each length (give `frames`); pays on a GPU for hundreds of clips
     language: str | list | None = None,  # ISO 639-3 of all texts, or of each; None: the only one, of several ase
     whole: bool = False,  # on the text's axis: a long clip at once, not window by window
-) -> np.ndarray:  # uint8 (N, T, H, W, 3)
+) -> np.ndarray | None:  # uint8 (N, T, H, W, 3); None with `on_clip`
     "Texts become clips. Raises ValueError for a text that cannot be spelled, settings that do not fit, and NaN."
     _check_request(model, texts, frames, seed, guidance, batch)
     config = model.config
@@ -356,9 +381,7 @@ def generate(
     letters = [text_letters(config, text, code) for text, code in zip(texts, languages)]
     texts = [join_letters(own) or text for own, text in zip(letters, texts)]
     lengths = [frames or _frames_of(config, text, own) for text, own in zip(texts, letters)]
-    made = [frames or max(T, config.frames) for T in lengths]
-    window = 0 if whole or config.text_position == 'frame' else min(config.frames, frames or config.frames)
-    plan = plan_windows(made, window, batch) if window else _plan_batches(made, batch)
+    made, window, plan = _plan(config, lengths, frames, batch, whole)
     objective = get_objective(config.objective_name, model.learn_sigma)
     calls = len(make_scheduler(objective, steps, sampler).timesteps)
     to_pixels = pixel_decoder(model, frame_chunk)
@@ -375,9 +398,9 @@ def generate(
             noise = noise_for_clips(clip_shape, indices, seed, model.pos_embed.device)
             x0 = denoise(predict, objective, noise, steps, report, sampler)
             for i, clip in zip(indices, to_pixels(x0)):
-                clips[i] = clip[:lengths[i]]
-                if on_clip: on_clip(i, clips[i])
-    return _pad_to_longest(clips)
+                if on_clip: on_clip(i, clip[:lengths[i]])
+                else: clips[i] = clip[:lengths[i]]
+    return None if on_clip else _pad_to_longest(clips)
 
 # %% ../nbs/06_sample.ipynb #034-06
 @torch.no_grad()

@@ -154,6 +154,13 @@ def _size(self: LongClips, indices: list[int], device) -> int:
     return min(self.batch, sum(count) if device.type == 'cuda' else sum(count[i] for i in indices))
 
 @patch
+def predicted(self: LongClips, indices: list[int], device) -> int:
+    "Frames that one step predicts for some of the clips: every window whole, those that fill up the last batch too."
+    window = self.window or max(self.made[i] for i in indices)
+    count, size = sum(len(window_starts(self.made[i], window)) for i in indices), self._size(indices, device)
+    return -(-count//size)*size*window
+
+@patch
 def parts(
     self: LongClips,
     cond: tuple,  # features, mask (B, M)
