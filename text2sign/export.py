@@ -40,7 +40,8 @@ def _write_film(path, pieces, fps: float, about: str) -> None:  # pieces: any nu
     import av
     with av.open(str(path), 'w', format='mp4', options=dict(movflags='faststart')) as file:
         file.metadata['comment'] = about
-        stream = file.add_stream('libx264', rate=Fraction(fps).limit_denominator(1000), options=dict(crf='16'))
+        options = {'crf': '16', 'x264-params': 'mbtree=0'}  # with it the same clip gives other bytes each time
+        stream = file.add_stream('libx264', rate=Fraction(fps).limit_denominator(1000), options=options)
         stream.pix_fmt, stream.width = 'yuv420p', 0
         for clip in map(_even, pieces):
             if not stream.width: stream.height, stream.width = clip.shape[1:3]
@@ -49,7 +50,7 @@ def _write_film(path, pieces, fps: float, about: str) -> None:  # pieces: any nu
                 file.mux(stream.encode(frame))
         file.mux(stream.encode())
 
-# %% ../nbs/06a_export.ipynb #fa0d8671
+# %% ../nbs/06a_export.ipynb #1f4f0fdb
 def _write_mp4(
     path,  # the arguments are those of all writers
     clip: np.ndarray,  # uint8 (T, H, W, 3)
@@ -125,7 +126,7 @@ def _check_clip(clip, fps, height, speed) -> None:
     if height is not None and height < 1:
         raise ValueError(f'height is {height}: at least 1 pixel is needed')
 
-# %% ../nbs/06a_export.ipynb #07ec91b3
+# %% ../nbs/06a_export.ipynb #97aa4f5c
 def save_frames(
     path,  # ends in .mp4, in any case; folders are made
     pieces,  # an iterable of uint8 (n, H, W, 3): the clip in order
