@@ -158,16 +158,16 @@ def _training_settings(a, pairs=()):  # pairs: further ones, as -p has them -> `
     pairs = [*(a.p or []), *pairs, *([('resume', a.resume)] if a.resume else [])]
     return Settings.from_pairs(pairs, Settings.from_yaml(a.f) if a.f else Settings())
 
-def _run_train(a) -> int:  # 130 after Ctrl-C
-    "Train in this process, and say whether the text controls the video."
+def _run_train(a) -> int | None:  # 130 after Ctrl-C; says whether the text controls the video, and what comes next
     settings, began = _training_settings(a), time.time()
     from text2sign.train import train
     from text2sign.verdict import judge
-    try: print(judge(train(settings), progress=sys.stderr.isatty()) or '')
+    try:
+        if result := train(settings):                                   # None in the other processes of torchrun
+            print(judge(result, progress=sys.stderr.isatty()) or '', *result.commands, sep='\n')
     except KeyboardInterrupt:
         print('text2sign: interrupted;', _how_to_resume(began, None, settings.resume or settings.run), file=sys.stderr)
         return 130
-    return 0
 
 # %% ../nbs/09a_cli.ipynb #look-09a
 def _run_look(a) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingData', 'pretrained_config', 'read_pretrained', 'word_lists', 'prepare_data', 'as_trained', 'model_shape',
-           'branch_shape', 'objective_name', 'preview', 'read_back', 'score', 'score_table']
+           'branch_shape', 'objective_name', 'class_names', 'preview', 'read_back', 'score', 'score_table']
 
 # %% ../nbs/05h_prepare.ipynb #imports-05g
 import zipfile
@@ -203,7 +203,7 @@ def _find_videos(path: Path):  # `Found`; None for poses and saved clips
     notes = [f'{left} clips of the split test are left alone'] * bool(left)
     return found._replace(sources=kept, notes=found.notes + notes)
 
-# %% ../nbs/05h_prepare.ipynb #f5ad15d0
+# %% ../nbs/05h_prepare.ipynb #c39b2319
 def _longest_pose(settings: Settings, sources: list) -> int:  # frames, of some sixteen
     "As long as the longest all others are stored, too."
     return max(_pose_frames(source, settings.fps) for source in sources[::max(1, len(sources) // 16)])
@@ -215,7 +215,7 @@ def _pose_frames(source, fps: float) -> int:  # 1 of one that cannot be read, wh
     except (ValueError, OSError): return 1
     return round(len(motion) / motion.fps * fps)
 
-# %% ../nbs/05h_prepare.ipynb #e08bc45f
+# %% ../nbs/05h_prepare.ipynb #0ecc8789
 def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos: `Found`, or None
     "Raises ValueError for poses or saved clips that do not fit into memory, before any is read; videos say it soon."
     from text2sign.pose_sources import find_poses, holds_poses
@@ -270,7 +270,7 @@ def prepare_data(settings: Settings,
     data.content |= parts
     return as_trained(settings, data, config)
 
-# %% ../nbs/05h_prepare.ipynb #2a529754
+# %% ../nbs/05h_prepare.ipynb #d7f3b121
 def as_trained(settings: Settings, data: TrainingData, config: ModelConfig | None = None) -> TrainingData:
     "The data in the latents of the VAE, if there is one, and what a checkpoint will say about them."
     if settings.vae and data.pixels:
@@ -340,6 +340,13 @@ def objective_name(settings: Settings, shape: dict, config: ModelConfig | None) 
     if settings.objective_name != 'auto': return settings.objective_name
     if config: return config.objective_name
     return 'epsilon' if shape['learn_sigma'] else 'flow'
+
+# %% ../nbs/05h_prepare.ipynb #20ddddf1
+def class_names(config: ModelConfig | None, data: TrainingData) -> tuple:
+    "The letters of a checkpoint's classes, named as the data name theirs."
+    if not config: return ()
+    if config.vocabulary or not data.about.get('vocabulary') or not config.language: return config.alphabet
+    return tuple(f'{config.language}:{letter}' for letter in config.alphabet)
 
 # %% ../nbs/05h_prepare.ipynb #preview-05g
 def preview(model: DiT,

@@ -27,7 +27,7 @@ from .clips import Clips
 from .core import atomic_path, exclusive, pick_device, workspace
 from .defaults import with_defaults
 from .lexicon import LANGUAGES
-from .settings import Settings
+from .settings import Settings, resolve_data
 from .shards import StoredFrames
 from .text import load_frozen_encoder
 from .trainer import list_checkpoints
@@ -153,7 +153,7 @@ def merge_resume_settings(folder: Path,  # of the run
                          f'{_begin_from(folder)} {given}')
     return Settings(**saved | free | {k: getattr(settings, k) for k in _ANEW})
 
-# %% ../nbs/05g_runs.ipynb #43c6403a
+# %% ../nbs/05g_runs.ipynb #3aedb106
 def resumed_as(settings: Settings) -> str:  # '' for a new run
     "What differs from the defaults, where a run goes on."
     if not settings.resume: return ''
@@ -203,7 +203,7 @@ def open_run(settings: Settings,
     base = Path(base or workspace() / 'checkpoints')
     named = settings.run or settings.resume
     folder = find_run(settings.run, 'x', settings.resume, base) if named else None
-    settings = merge_resume_settings(folder, settings) if settings.resume else with_defaults(settings)
+    settings = merge_resume_settings(folder, settings) if settings.resume else _absolute(with_defaults(settings))
     _check(settings)
     if settings.pretrained == 'latest': settings = replace(settings, pretrained=_newest_name())
     folder = folder or _new_folder(settings, base)
@@ -227,6 +227,14 @@ def _check(settings: Settings) -> None:
 def _newest_name() -> str:
     "Which run `latest` is now."
     return find_checkpoint('latest').resolve().parent.name
+
+# %% ../nbs/05g_runs.ipynb #03bd8c1a
+def _absolute(settings: Settings) -> Settings:
+    "A run goes on from any folder, so it keeps where its data and models are, not how one gets there from here."
+    places = dict(data=resolve_data(settings.data))
+    for name in ('vae', 'encoder'):
+        if (value := getattr(settings, name)) and Path(value).is_dir(): places[name] = Path(value)
+    return replace(settings, **{name: str(path.absolute()) for name, path in places.items() if path})
 
 # %% ../nbs/05g_runs.ipynb #new-folder-2-05f
 def _new_folder(settings: Settings, base: Path) -> Path:

@@ -255,13 +255,13 @@ def check(self: Settings) -> None:
         raise ValueError(f'stage is {self.stage!r}: use image, video or both')
     check_lora(self.lora, self.pretrained, self.pretrained_config().get('width'), self.stage, self.freeze_names)
     if self.stage == 'video' and not self.pretrained:
-        raise ValueError('stage=video needs pretrained=FILE, an image or video checkpoint to start from; '
-                         'or use stage=both')
+        raise ValueError('stage=video needs pretrained=FILE, a checkpoint to start from; or use stage=both')
     for name in ('lr', 'image_lr', 'backbone', 'fps'):
         if math.isinf(getattr(self, name)): raise ValueError(f'{name} is infinite: give a number')
     for name in _AT_LEAST_1:
         if getattr(self, name) < 1: raise ValueError(f'{name} is {getattr(self, name)}: at least 1 is needed')
     for stage in self.stages: self._check_stage(stage)
+    self._check_steps()
     pick_precision(self.precision, pick_device(self.device))
     check_processes(self.processes)
     if self.objective_name != 'auto': get_objective(self.objective_name)
@@ -282,8 +282,7 @@ def pretrained_config(self: Settings) -> dict:  # of the model; {} for none, and
 @patch(as_prop=True)
 def on_axis(self: Settings) -> bool:
     "Do frames find letters by their place? Raises ValueError for a video checkpoint whose frames do not."
-    config = self.pretrained_config()
-    fresh = self.text_position
+    config, fresh = self.pretrained_config(), self.text_position
     if fresh == 'auto': fresh = 'place' if resolve_data(self.data) else 'frame'
     theirs = config.get('text_position', 'frame') if config.get('kind') == 'VideoDiT' else fresh
     if self.text_position == 'place' and theirs != 'place':
@@ -293,7 +292,6 @@ def on_axis(self: Settings) -> bool:
 # %% ../nbs/05f_settings.ipynb #clip-frames-05f
 @patch(as_prop=True)
 def clip_frames(self: Settings) -> int: return self.frames + self.frames // 4 * self.on_axis
-
 
 @patch(as_prop=True)
 def clip_bytes(self: Settings) -> int: return self.clip_frames * self.size**2 * 3    # uint8
@@ -322,16 +320,20 @@ def recipe(self: Settings,
 def _check_stage(self: Settings, stage: str) -> None:
     self.recipe(stage)
     prefix = 'image_' if stage == 'image' else ''
-    if not getattr(self, f'{prefix}steps'):
-        if not self.minutes:
-            raise ValueError(f'{prefix}steps is 0 and so is minutes: give one of them, or both')
-        if self.processes > 1:
-            raise ValueError(f'{prefix}steps=0 means as many as `minutes` allow, which one process measures: with '
-                             f'processes={self.processes} give {prefix}steps')
     batch = self.image_batch if stage == 'image' else self.batch
     if batch % (self.accumulation * self.processes):
         raise ValueError(f'{prefix}batch={batch} does not divide into accumulation={self.accumulation} equal '
                          f'microbatches on each of {self.processes} processes')
+
+# %% ../nbs/05f_settings.ipynb #58fa4408
+@patch
+def _check_steps(self: Settings) -> None:
+    "Raises ValueError where nobody can tell how many steps there are to be."
+    names = dict(image='image_steps', video='steps')
+    missing = ' and '.join(names[stage] for stage in self.stages if not getattr(self, names[stage]))
+    if missing and not self.minutes: raise ValueError(f'no limit is given: give {missing}, or minutes')
+    if missing and self.processes > 1:
+        raise ValueError(f'with processes={self.processes} give {missing}: what fits is measured in one process only')
 
 # %% ../nbs/05f_settings.ipynb #check-drawing-05f
 @patch
@@ -346,7 +348,8 @@ def _check_data(self: Settings) -> None:
     own = resolve_data(self.data)
     if self.sentences: self._check_sentences(own, on_axis)
     if own: return
-    codes = parse_languages(self.data)
+    try: codes = parse_languages(self.data)
+    except ValueError as e: raise ValueError(f'data={self.data}: here is no such folder or file, and {e}') from None
     check_drawing(self.size, self.crop, self.look)
     if self.max_letters < 2: raise ValueError(f'max_letters is {self.max_letters}: at least 2 are needed')
     if on_axis: return self.check_memory(self.words)
@@ -374,9 +377,8 @@ def _saved_shape(path: Path | None) -> tuple:  # (N, T, H, W, C) and type of sav
     with zipfile.ZipFile(path) as file:
         if 'frames.npy' not in file.namelist(): return ()               # takes of keypoints, which are drawn
         with file.open('frames.npy') as header:
-            read = dict(zip(((1, 0), (2, 0)), (read_array_header_1_0, read_array_header_2_0)))
-            shape, _, dtype = read[read_magic(header)](header)
-    return shape, dtype
+            read = read_array_header_1_0 if read_magic(header) == (1, 0) else read_array_header_2_0
+            return read(header)[::2]                                    # without the order in memory
 
 # %% ../nbs/05f_settings.ipynb #9e148acf
 @patch
@@ -386,13 +388,11 @@ def grid_side(self: Settings) -> int:
     if not self.vae or dtype != np.uint8: return shape[2]
     from text2sign.latents import load_vae, posterior
     vae = load_vae(self.vae, pick_device(self.device))
-    black = torch.zeros(1, 3, shape[2], shape[2], device=vae.device)
-    with torch.no_grad(): return posterior(vae, black)[0].shape[-1]
+    with torch.no_grad(): return posterior(vae, torch.zeros(1, 3, *shape[2:3] * 2, device=vae.device))[0].shape[-1]
 
 # %% ../nbs/05f_settings.ipynb #f1406053
 def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
 
 def fitting_heads(width: int) -> list[int]:
     "How many heads can share the features of a token: each has an even number, since rotary positions turn pairs."
@@ -411,8 +411,8 @@ def _check_model(self: Settings) -> None:
         if (value := getattr(self, name)) not in fit:
             raise ValueError(f'{name} is {value}, which does not fit {whole}: {", ".join(map(str, fit))} do')
     weights = 12 * self.depth * self.width ** 2                         # at least: attention and MLP of the blocks
-    copies = 5 if pick_device(self.device).type == 'cpu' else 1
-    _check_room(4 * copies * weights, f'a model of at least {weights / 1e6:,.0f}M parameters', 'width or depth')
+    bytes_each = 20 if pick_device(self.device).type == 'cpu' else 4
+    _check_room(bytes_each * weights, f'a model of at least {weights / 1e6:,.0f}M parameters', 'width or depth')
 
 # %% ../nbs/05f_settings.ipynb #store-05f
 @patch

@@ -24,7 +24,7 @@ from .finite import first_nonfinite
 from .lora import add_lora
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
 from .preflight import Check, preflight
-from .prepare import (TrainingData, branch_shape, model_shape, objective_name, prepare_data,
+from .prepare import (TrainingData, branch_shape, class_names, model_shape, objective_name, prepare_data,
                                preview, read_pretrained, score, score_table)
 from .processes import in_first_process
 from .runs import (is_done, keep_content, keep_places, open_run, read_history, resumed_as,
@@ -227,7 +227,7 @@ class Stage:
     def images(self) -> bool: return self.name == 'image'
 
     @property
-    def minutes(self) -> float: return self.ends and max(.001, (self.ends - time.time()) / 60)     # left
+    def minutes(self) -> float: return self.ends and max(1e-9, (self.ends - time.time()) / 60)     # left
 
 # %% ../nbs/05i_fit.ipynb #build-model-05h
 @patch
@@ -272,8 +272,8 @@ def announce(self: Stage, trainer: Trainer, batches: Batches, report: Report) ->
     if report.rows:
         print(report)
         report.save(self.folder / f'{self.name}-graft.json')
-    frozen = [name for name, p in trainer.model.named_parameters() if not p.requires_grad]
-    if frozen: print(f'{len(frozen)} tensors frozen')
+    frozen = sum(not p.requires_grad for p in trainer.model.parameters())
+    if frozen: print(f'{frozen} tensors frozen')
     millions = sum(p.numel() for p in trainer.params.values()) / 1e6
     recipe = trainer.recipe
     print(f'{self.name}: {millions:.1f}M trainable parameters in {recipe.precision}, '
@@ -296,8 +296,7 @@ def arguments(self: Stage) -> dict:
 
     def preview_data(model): return preview(model, self.data)
     def score_data(model): return score(model, self.data, settings.score_steps, max(16, settings.batch))
-    names = ('log_every', 'sample_every', 'save_minutes', 'keep')
-    cadence = {name: getattr(settings, name) for name in names}
+    cadence = {name: getattr(settings, name) for name in ('log_every', 'sample_every', 'save_minutes', 'keep')}
     return cadence | dict(minutes=self.minutes, preview=preview_data if self.data.viewable else None, score=score_data)
 
 # %% ../nbs/05i_fit.ipynb #check-model-05h
@@ -320,9 +319,8 @@ def choose_steps(self: Stage, trainer: Trainer, batches: Batches) -> None:
     "How many steps fit, where none were given; for own clips also how often each text will be seen."
     settings, name = self.settings, 'image_steps' if self.images else 'steps'
     if not getattr(settings, name):
-        steps = planned_steps(settings, self.name, self.minutes, seconds_a_step(trainer, batches))
-        trainer.recipe.steps = steps
-        setattr(settings, name, steps)
+        trainer.recipe.steps = planned_steps(settings, self.name, self.minutes, seconds_a_step(trainer, batches))
+        setattr(settings, name, trainer.recipe.steps)
         start_run(self.folder, asdict(settings))
     if not self.images and resolve_data(settings.data) and trainer.rank == 0:
         clips = self.data.clips
@@ -383,6 +381,17 @@ def finished(self: TrainResult) -> bool:  # False: the time was up before the la
     last = self.settings.stages[-1]
     return self.stage == last and is_done(self.settings, last, self.histories)
 
+# %% ../nbs/05i_fit.ipynb #386c002e
+@patch(as_prop=True)
+def commands(self: TrainResult) -> list[str]:  # for a shell
+    "What one does next: sample, go on, or build a video model."
+    name, val = shlex.quote(self.folder.name), self.data.val
+    sample = f'text2sign sample --checkpoint {name} --text {shlex.quote(val.texts[0])}'
+    if val.languages: sample += f' --language {val.languages[0]}'
+    build = f'text2sign train -p stage video -p pretrained {name} -p data {shlex.quote(self.settings.data)}'
+    go_on = [f'text2sign train --resume {name}'] * (not self.finished)
+    return [sample, *go_on] if self.stage == 'video' else go_on or [build]
+
 # %% ../nbs/05i_fit.ipynb #train-05h
 def train(settings: Settings,
           home=None,  # folder of checkpoints/ and outputs/; default: the workspace
@@ -395,8 +404,8 @@ def train(settings: Settings,
 def _train(run, settings: Settings, home: Path) -> TrainResult:  # run: as `launch`
     began, chosen = time.time(), explain(settings)
     with open_run(settings, home / 'checkpoints') as (folder, settings):
-        begun = [f'run {folder.name} on {pick_device(settings.device)}{resumed_as(settings)}']
-        print(*begun, *chosen, *said_of_finished(settings, folder), sep='\n', flush=True)
+        begun = f'run {folder.name} on {pick_device(settings.device)}{resumed_as(settings)}'
+        print(begun, *chosen, *said_of_finished(settings, folder), sep='\n', flush=True)
         stage = _first_stage(settings, folder, home / 'outputs' / 'runs' / folder.name)
         settings = stage.settings                                       # which learn how many steps fit
         if settings.minutes: stage.ends = began + 60 * settings.minutes
@@ -431,18 +440,10 @@ def make_stage(settings: Settings, data: TrainingData, weights: dict, config: Mo
     "The first stage of a run. Raises ValueError as `model_shape` does."
     shape = model_shape(settings, data, weights, config)
     return Stage(settings.stages[0], settings, folder, logs, data, shape, branch_shape(settings, config, data.about),
-                 objective_name(settings, shape, config), weights, _class_names(config, data))
-
-# %% ../nbs/05i_fit.ipynb #class-names-05h
-def _class_names(config: ModelConfig | None, data: TrainingData) -> tuple:
-    "The letters of a checkpoint's classes, named as the data name theirs."
-    if not config: return ()
-    if config.vocabulary or not data.about.get('vocabulary') or not config.language: return config.alphabet
-    return tuple(f'{config.language}:{letter}' for letter in config.alphabet)
+                 objective_name(settings, shape, config), weights, class_names(config, data))
 
 # %% ../nbs/05i_fit.ipynb #run-one-stage-05h
-def _run_stage(run, stage: Stage) -> list[Check]:
-    "In this process, or in several."
+def _run_stage(run, stage: Stage) -> list[Check]:  # in this process, or in several
     if stage.images and list_checkpoints(stage.folder, 'video'): return []     # a resumed run that is past it
     if stage.settings.processes == 1: return train_stage(None, stage)
     run(train_stage, stage.settings.processes, stage)
