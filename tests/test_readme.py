@@ -36,6 +36,19 @@ def test_links_of_notebooks():
         assert not gone, (path.name, gone)
 
 
+def test_index_leads_to_every_room():
+    "Once, in its table; and a word is typed, watched and read back in the first three cells of code."
+    path = HERE/'nbs'/'index.ipynb'
+    cells = [(cell['cell_type'], ''.join(cell['source'])) for cell in json.loads(path.read_text())['cells']]
+    table, = [source for _, source in cells if source.startswith('## Where to go for what')]
+    found = [p for p in path.parent.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts]
+    rooms = [str(p.relative_to(path.parent)) for p in found]
+    assert sorted(links(table)) == sorted(set(rooms) - {'index.ipynb'})
+    first = [source for kind, source in cells if kind == 'code'][:3]
+    for source, part in zip(first, ('word = ', 'show(clip', 'read_letters(')): assert part in source
+    assert [kind for kind, _ in cells[:4]] == ['markdown', 'code', 'code', 'code']
+
+
 def test_lines_to_paste():
     "One line trains, one tests; each installs what it uses."
     lines = [line for line in README.splitlines() if line.startswith('python3 -m venv')]
