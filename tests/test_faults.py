@@ -1,5 +1,6 @@
 """Faults put into trainings: kills, full disks and a second command at random moments. Each training then ends bit for
 bit as one that was left alone, or says in one line what is wrong; no file is ever damaged."""
+import json
 import multiprocessing
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from text2sign.checkpoint import read_checkpoint
 from text2sign.trainer import list_checkpoints
@@ -113,6 +115,9 @@ def assert_as_alone(home, alone, store='memory'):
     assert resume_or_begin(home, store=store).end() == (0, '')
     assert_same(saved(home), alone[store])
     assert not leftovers(home)
+    for path in (home/'checkpoints'/'mine').iterdir():          # nothing is damaged, read by other programs
+        if path.suffix == '.png': Image.open(path).load()
+        if path.suffix == '.json': json.loads(path.read_text())
 
 
 @pytest.mark.parametrize('store', STORES)

@@ -18,7 +18,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .clips import strips, to_image
-from .core import format_time
+from .core import atomic_path, format_time
 
 # %% ../nbs/05d_monitor.ipynb #cadence-05d
 @dataclass
@@ -270,7 +270,7 @@ class StripWriter:
     def __call__(self, stage: str, row: dict, shown: dict) -> None:
         if not shown: return
         name = f'{stage}-{row["step"]:07d}.png'
-        preview_strip(stage, shown).save(self.folder / name)
+        with atomic_path(self.folder / name) as part: preview_strip(stage, shown).save(part)
 
 
 def display_strip(stage: str, row: dict, shown: dict) -> None:

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .batches import Batches
 from .checkpoint import read_checkpoint
-from .core import format_time, pick_device, pick_precision, workspace
+from .core import atomic_path, format_time, pick_device, pick_precision, workspace
 from .defaults import as_started, explain, forecast, planned_steps
 from .diffusion import get_objective
 from .dit import DiT, ModelConfig
@@ -271,7 +271,7 @@ def announce(self: Stage, trainer: Trainer, batches: Batches, report: Report) ->
     if not (self.folder / 'settings.json').exists(): start_run(self.folder, asdict(self.settings))
     if report.rows:
         print(report)
-        report.save(self.folder / f'{self.name}-graft.json')
+        with atomic_path(self.folder / f'{self.name}-graft.json') as part: report.save(part)
     frozen = sum(not p.requires_grad for p in trainer.model.parameters())
     if frozen: print(f'{frozen} tensors frozen')
     millions = sum(p.numel() for p in trainer.params.values()) / 1e6
