@@ -6,12 +6,14 @@
 __all__ = ['BOS', 'EOS', 'PAD', 'REPEAT', 'tokenize', 'TextEncoder', 'load_frozen_encoder', 'encode_frozen']
 
 # %% ../nbs/01a_text.ipynb #002-01a
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .core import only_local
@@ -90,13 +92,25 @@ def load_frozen_encoder(
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=local)
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-        model = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local)
-    except (OSError, ValueError, KeyError) as e:
+        model, loaded = AutoModel.from_pretrained(name, use_safetensors=True, local_files_only=local,
+                                                  output_loading_info=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
         away = 'there is no such folder, and the Hugging Face hub cannot be reached now: give a folder with its files'
         why = away if local and not Path(name).is_dir() else str(e).splitlines()[0][:150]
         raise ValueError(f'no text encoder can be loaded from {name!r}: {why}') from None
     model = model.eval().requires_grad_(False)
-    return tokenizer, model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
+    encoder = model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
+    _check_loaded(name, model, encoder, loaded['missing_keys'])
+    return tokenizer, encoder
+
+# %% ../nbs/01a_text.ipynb #bcf5697b
+def _check_loaded(name: str, model, encoder, missing) -> None:  # missing: names of the model's parameters
+    "Raises ValueError where weights of the encoder were not in its files."
+    used = {id(p) for p in encoder.parameters()}
+    random = [n for n, p in model.named_parameters() if n in missing and id(p) in used and 'pooler' not in n]
+    if random:
+        raise ValueError(f'the files of the text encoder {name} lack {len(random)} of its tensors '
+                         f'({", ".join(random[:3])}): put them back, or take another encoder')
 
 # %% ../nbs/01a_text.ipynb #limit-01
 def _positions(encoder) -> int | None:
@@ -118,6 +132,16 @@ def _check_length(texts: list[str], ids: list, limit: int | None, name: str) -> 
         shown = text if len(text) <= 60 else text[:57] + '...'
         raise ValueError(f'{shown!r} takes {len(row)} tokens: the text encoder {name} takes at most {limit}')
 
+# %% ../nbs/01a_text.ipynb #8bdcd99c
+def _warn_of_equal(texts: list[str], rows: list, name: str) -> None:  # rows: token ids of each text
+    first = {}
+    pairs = [(first.setdefault(tuple(row), text), text) for text, row in zip(texts, rows)]
+    alike = [pair for pair in dict.fromkeys(pairs) if pair[0] != pair[1]]
+    if alike:
+        a, b = alike[0]
+        warnings.warn(f'{len(alike)} texts are the same to the text encoder {name} as another one, such as {b!r} as '
+                      f'{a!r}: it will not tell them apart', stacklevel=3)
+
 # %% ../nbs/01a_text.ipynb #encode-01
 @torch.no_grad()
 def encode_frozen(
@@ -129,10 +153,15 @@ def encode_frozen(
     "Features of texts by a frozen encoder. Raises ValueError for a text that is longer than the encoder takes."
     tokenizer, encoder = load_frozen_encoder(name)
     encoder = encoder.to(device)
-    _check_length(texts, tokenizer(texts, verbose=False)['input_ids'], _token_limit(tokenizer, encoder), name)
-    tokens = tokenizer(texts, padding=True, return_tensors='pt').to(device)
+    rows = tokenizer(texts, verbose=False)['input_ids']
+    _check_length(texts, rows, _token_limit(tokenizer, encoder), name)
+    _warn_of_equal(texts, rows, name)
+    longest = max(1, *map(len, rows))
+    tokens = tokenizer(texts, padding='max_length', max_length=longest, return_tensors='pt').to(device)
     ids, mask = tokens['input_ids'], tokens['attention_mask']  # (B, M) each
+    mask[mask.sum(1) == 0, 0] = 1  # some tokenizers make no token of no text: then it is one of padding
     parts = zip(ids.split(batch), mask.split(batch))
     features = [encoder(input_ids=i, attention_mask=m).last_hidden_state.float() for i, m in parts]  # (b, M, E) each
     features = torch.cat(features)  # (B, M, E)
+    if not features.isfinite().all(): raise ValueError(f'the text encoder {name} puts out NaN or Inf: take another')
     return F.layer_norm(features, features.shape[-1:]), mask.bool()
