@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,8 +26,9 @@ TINY = dict(stage='both', pretrained='', size=32, words=12, max_letters=2, frame
             device='cpu')
 
 
-def command(home, log, settings, file_bytes):
-    "What `text2sign train` does, in a process of its own: 2 and one line for a mistake."
+def command(home, log, settings, file_bytes, kill):
+    """What `text2sign train` does, in a process of its own: 2 and one line for a mistake. No file gets larger than
+    `file_bytes`: an error as of a full disk, or, with `kill`, the end of the process in the middle of its write."""
     import torch
 
     from text2sign import shards
@@ -36,9 +38,11 @@ def command(home, log, settings, file_bytes):
     shards.SHARD_BYTES = 2**17                                  # four clips in each of three shards
     os.environ['TEXT2SIGN_HOME'] = str(home/'cache')
     torch.set_num_threads(1)
-    sys.stdout = sys.stderr = open(log, 'w', buffering=1)
-    if file_bytes:                                              # no file gets larger than that: a disk that is full
+    sys.stdout = sys.stderr = open(os.devnull if kill else log, 'w', buffering=1)
+    if file_bytes:
         import resource
+        if kill: signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.RLIM_INFINITY))
     try: train(Settings(**settings), home)
     except (ValueError, OSError) as e:
@@ -50,12 +54,12 @@ class Run:
     "A training in a process of its own."
     count = 0
 
-    def __init__(self, home, file_bytes=0, **settings):
+    def __init__(self, home, file_bytes=0, kill=False, **settings):
         Run.count += 1
         home.mkdir(parents=True, exist_ok=True)
         self.log = home.with_name(f'{home.name}-{Run.count}.log')       # not on a disk that is full
         given = settings if 'resume' in settings else TINY | settings
-        self.process = server.Process(target=command, args=(home, self.log, given, file_bytes))
+        self.process = server.Process(target=command, args=(home, self.log, given, file_bytes, kill))
         self.process.start()
 
     def end(self):
@@ -120,18 +124,40 @@ def assert_as_alone(home, alone, store='memory'):
         if path.suffix == '.json': json.loads(path.read_text())
 
 
+def finish_or_kill(home, alone, store, times, start):
+    "Trainings one after the other, of which so many starts are killed: `start(home)` -> `Run`, which has ended."
+    homes = [home/'0']
+    while times:
+        run = start(homes[-1])
+        if run.process.exitcode: times -= 1
+        else: homes.append(home/str(len(homes)))                # it has come to its end: the next one
+    for home in homes: assert_as_alone(home, alone, store)
+
+
 @pytest.mark.parametrize('store', STORES)
 def test_kills(tmp_path, alone, request, store):
     "10 kills each, at moments over the whole of trainings: rendering, caches, shards, saves, the change of stages."
-    chance, kills, homes = np.random.default_rng(STORES.index(store)), 0, [tmp_path/'0']
-    while kills < (30 if request.config.getoption('--slow') else 10):
-        run = resume_or_begin(homes[-1], store=store)
+    chance = np.random.default_rng(STORES.index(store))
+    def start(home):
+        run = resume_or_begin(home, store=store)
         run.process.join(chance.uniform(0, 1.5))
-        if run.process.exitcode is None:
-            run.kill()
-            kills += 1
-        else: homes.append(tmp_path/str(len(homes)))            # it has come to its end
-    for home in homes: assert_as_alone(home, alone, store)
+        run.kill()
+        assert run.process.exitcode in (0, -signal.SIGKILL)
+        return run
+    finish_or_kill(tmp_path, alone, store, 30 if request.config.getoption('--slow') else 10, start)
+
+
+@pytest.mark.parametrize('store', STORES)
+def test_kills_while_writing(tmp_path, alone, request, store):
+    "A process ends in the middle of a write, and leaves a file of a random size: settings, caches, shards, states."
+    pytest.importorskip('resource')
+    chance = np.random.default_rng(STORES.index(store))
+    def start(home):
+        run = resume_or_begin(home, file_bytes=int(2**chance.uniform(5, 19)), kill=True, store=store)
+        run.process.join()
+        assert run.process.exitcode in (0, -signal.SIGXFSZ)
+        return run
+    finish_or_kill(tmp_path, alone, store, 30 if request.config.getoption('--slow') else 10, start)
 
 
 def wait(condition, run, seconds=300):
