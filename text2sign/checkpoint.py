@@ -10,6 +10,7 @@ __all__ = ['SHARD_BYTES', 'shard_files', 'save_tensors', 'remove_checkpoint', 's
 import json
 import os
 import re
+import shlex
 import time
 import zlib
 from dataclasses import replace
@@ -247,7 +248,7 @@ def find_checkpoint(
         if (place / 'settings.json').is_file():
             run = place.resolve()
             raise FileNotFoundError(f'run {run.name!r} has saved nothing yet: '
-                                    f'go on with it by "text2sign train --resume {run.name}", or delete {run}')
+                                    f'go on with it: text2sign train --resume {shlex.quote(run.name)}, or delete {run}')
     raise FileNotFoundError(_no_checkpoint(name))
 
 # %% ../nbs/02_checkpoint.ipynb #places-02c

@@ -9,6 +9,7 @@ __all__ = ['FORMATS', 'load_video', 'print_error', 'output_paths', 'check_writab
 # %% ../nbs/06c_outputs.ipynb #out-imports
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -23,8 +24,8 @@ def load_video(name: str | Path,  # as `find_checkpoint` takes it
     path = find_checkpoint(name)
     model = load_model(path, device)
     if not isinstance(model, VideoDiT):
-        raise ValueError(f'{path} is an image model, it takes no text: '
-                         f'"text2sign train -p stage video -p pretrained {path}" makes a video model of it')
+        raise ValueError(f'{path} is an image model, it takes no text: a video model is made of it by '
+                         f'text2sign train -p stage video -p pretrained {shlex.quote(str(path))}')
     return model
 
 # %% ../nbs/06c_outputs.ipynb #e34d3beb
