@@ -367,8 +367,7 @@ def save(
     for file in _leftovers(folder, self.began): file.unlink(missing_ok=True)
     save_tensors(folder/f'{stage}-state-{self.step:07d}.safetensors', *self.state())
     for old in list_checkpoints(folder, stage)[:-keep]: remove_checkpoint(old)
-    averaged = self.model.state_dict() | self.ema.mean
-    return save_merged(folder/f'{stage}.safetensors', self.model, averaged)
+    return save_merged(folder/f'{stage}.safetensors', self.model, self.model.state_dict() | self.ema.mean)
 
 # %% ../nbs/05b_trainer.ipynb #b-leftovers
 def _leftovers(folder: Path, began: float) -> list[Path]:
