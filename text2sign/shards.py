@@ -154,6 +154,7 @@ def write_shards(folder,
     "Make the shards that are not there. Raises OSError where the disk is full: what is written is kept."
     folder = Path(folder)
     with exclusive(folder, f'the shards in {folder} are being written'):
+        for left in (*folder.glob('.*.part*'), *folder.glob('.tmp*')): left.unlink()    # by writers that were killed
         with atomic_path(folder / 'shards.json') as part: part.write_text(json.dumps(dict(count=count)))
         missing = [k for k in range(count) if not shard_path(folder, k).exists()]
         _check_room(folder, size * len(missing) // max(1, count), count - len(missing), count)
