@@ -170,7 +170,7 @@ def forecast(settings: Settings,  # with the steps that are planned
             'times')
 
 # %% ../nbs/05fa_defaults.ipynb #4c90c1d3
-_TRIED = 1400  # times that each text was seen in a trial
+_OFTEN = 1400  # times that each text is to be seen before longer training is doubted
 
 
 def longer(settings: Settings,  # with the steps that were trained
@@ -183,8 +183,8 @@ def longer(settings: Settings,  # with the steps that were trained
     def setting(times): return f'-p {name} {math.ceil(getattr(settings, name) * times)}'
     if not _own(settings): return f'train ten times as long to begin with: {setting(10)}'
     seen, what = _seen(settings, texts, lengths, phases)
-    if seen < _TRIED:
-        return (f'each of {what} was seen about {seen:,.0f} times, and in a trial {_TRIED:,} times made some of 151 '
-                f'signs right: train {_TRIED / seen:,.0f} times as long, {setting(_TRIED / seen)}')
-    return (f'each of {what} was seen about {seen:,.0f} times, more than in any trial, so longer training may not be '
+    if seen < _OFTEN:
+        return (f'each of {what} was seen about {seen:,.0f} times: go on until it was {_OFTEN:,} times: '
+                f'train {_OFTEN / seen:,.0f} times as long, {setting(_OFTEN / seen)}')
+    return (f'each of {what} was seen about {seen:,.0f} times, and that is often, so longer training may not be '
             'what it lacks: look at clips and texts (text2sign look), and give more takes of a word')
