@@ -12,6 +12,8 @@ import multiprocessing
 import re
 import warnings
 import zlib
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -289,8 +291,8 @@ def _open_pool(workers: int):  # None where one process has to do
         return None
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
     try:
-        return multiprocessing.get_context(method).Pool(workers, end_with_parent)
-    except (OSError, ImportError) as error:
+        return ProcessPoolExecutor(workers, multiprocessing.get_context(method), end_with_parent)
+    except (OSError, ImportError, NotImplementedError) as error:
         warnings.warn(f'clips are rendered in one process: {workers} cannot be started here ({error})', stacklevel=2)
         return None
 
@@ -305,14 +307,17 @@ def _one_opencv_thread():
         cv2.setNumThreads(threads)
 
 
-def _map_clips(items: list, workers: int):  # yields the results of `_clip`, in any order
+def _map_clips(items: list, workers: int):  # yields the results of `_clip`
     with _one_opencv_thread():
-        pool = _open_pool(workers)
-        if pool is None:
-            yield from map(_clip, items)
-        else:
-            with pool:
-                yield from pool.imap_unordered(_clip, items, chunksize=4)
+        pool, done = _open_pool(workers), 0
+        if pool is not None:
+            try:
+                with pool:
+                    for done, result in enumerate(pool.map(_clip, items, chunksize=4), 1):
+                        yield result
+            except BrokenProcessPool:                               # killed, for example where memory ran out
+                warnings.warn('a process that rendered clips was killed: one renders the rest', stacklevel=2)
+        yield from map(_clip, items[done:])
 
 # %% ../nbs/00j_words.ipynb #words-count
 def _alphabet(texts: list, languages: list, several: bool) -> tuple:
