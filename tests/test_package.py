@@ -94,7 +94,7 @@ def test_wheel_shows_the_panel(installed):
     said = installed('''
 from text2sign.panel import Panel
 p = Panel()
-print(p.message.value, p.settings[0]["checkpoint"].label, p.reader is not None)''')
+print(p.message.value, p.settings[0]["checkpoint"].label, p._reader("hand") is not None)''')
     assert said.split() == ['fs-ase', '(hand,', '64', 'px)', 'True']
 
 
