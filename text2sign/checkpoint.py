@@ -265,6 +265,7 @@ def _places(name) -> list[Path]:
         return [Path(name)]
     return [Path(name), workspace() / name] + [folder / name for folder in checkpoint_dirs()]
 
+# %% ../nbs/02_checkpoint.ipynb #places-02c-2
 _SUFFIXES = ('.safetensors', '.pt', '.pth', '.bin', '.ckpt')
 
 def _no_checkpoint(name) -> str:

@@ -201,6 +201,7 @@ def _checked(name: str, kind, value):
     wanted = kind.__name__ if isinstance(kind, type) else kind  # int, or int | None
     raise ValueError(f'{name} is {value!r} in the configuration of this checkpoint: {wanted} is expected')
 
+# %% ../nbs/01_dit.ipynb #config-03-2
 @patch(cls_method=True)
 def from_dict(
     cls: ModelConfig,

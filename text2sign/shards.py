@@ -154,8 +154,7 @@ def write_shards(folder,
     "Make the shards that are not there. Raises OSError where the disk is full: what is written is kept."
     folder = Path(folder)
     with exclusive(folder, f'the shards in {folder} are being written'):
-        for left in (*folder.glob('.*.part*'), *folder.glob('.tmp*')): left.unlink()    # by writers that were killed
-        with atomic_path(folder / 'shards.json') as part: part.write_text(json.dumps(dict(count=count)))
+        _begin(folder, count)
         missing = [k for k in range(count) if not shard_path(folder, k).exists()]
         _check_room(folder, size * len(missing) // max(1, count), count - len(missing), count)
         for k in progress_bar(missing, f'writing shards to {folder}', show=progress):
@@ -172,6 +171,12 @@ def shard_path(folder, k: int) -> Path: return Path(folder) / f'{k:05d}.safetens
 
 
 def _written(folder: Path, count: int) -> int: return sum(shard_path(folder, k).exists() for k in range(count))
+
+
+def _begin(folder: Path, count: int) -> None:
+    "Note how many shards there are to be; remove what writers that were killed have left."
+    for left in (*folder.glob('.*.part*'), *folder.glob('.tmp*')): left.unlink()
+    with atomic_path(folder / 'shards.json') as part: part.write_text(json.dumps(dict(count=count)))
 
 
 def _check_room(folder: Path, need: int, done: int, count: int) -> None:  # bytes, shards

@@ -142,6 +142,14 @@ def _warn_of_equal(texts: list[str], rows: list, name: str) -> None:  # rows: to
         warnings.warn(f'{len(alike)} texts are the same to the text encoder {name} as another one, such as {b!r} as '
                       f'{a!r}: it will not tell them apart', stacklevel=3)
 
+# %% ../nbs/01a_text.ipynb #padded-01
+def _padded(tokenizer, texts: list[str], length: int) -> tuple[Tensor, Tensor]:  # ids and mask (B, length) int64
+    "As tensors. Some tokenizers make no token of no text: then it is one of padding, so that each text has a token."
+    tokens = tokenizer(texts, padding='max_length', max_length=length, return_tensors='pt')
+    mask = tokens['attention_mask']
+    mask[mask.sum(1) == 0, 0] = 1
+    return tokens['input_ids'], mask
+
 # %% ../nbs/01a_text.ipynb #encode-01
 @torch.no_grad()
 def encode_frozen(
@@ -156,10 +164,7 @@ def encode_frozen(
     rows = tokenizer(texts, verbose=False)['input_ids']
     _check_length(texts, rows, _token_limit(tokenizer, encoder), name)
     _warn_of_equal(texts, rows, name)
-    longest = max(1, *map(len, rows))
-    tokens = tokenizer(texts, padding='max_length', max_length=longest, return_tensors='pt').to(device)
-    ids, mask = tokens['input_ids'], tokens['attention_mask']  # (B, M) each
-    mask[mask.sum(1) == 0, 0] = 1  # some tokenizers make no token of no text: then it is one of padding
+    ids, mask = (part.to(device) for part in _padded(tokenizer, texts, max(1, *map(len, rows))))  # (B, M) each
     parts = zip(ids.split(batch), mask.split(batch))
     features = [encoder(input_ids=i, attention_mask=m).last_hidden_state.float() for i, m in parts]  # (b, M, E) each
     features = torch.cat(features)  # (B, M, E)

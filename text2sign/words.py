@@ -306,7 +306,7 @@ def _one_opencv_thread():
     finally:
         cv2.setNumThreads(threads)
 
-
+# %% ../nbs/00j_words.ipynb #words-map-2
 def _map_clips(items: list, workers: int):  # yields the results of `_clip`
     with _one_opencv_thread():
         pool, done = _open_pool(workers), 0
