@@ -115,7 +115,7 @@ def length_warning(config,  # `ModelConfig`: of it, `max_letters`; 0: not known
                   ) -> str:  # '' where no text is longer than the words of training
     "One line about texts that are longer than any word of training."
     longest = config.max_letters if config.text_position == 'frame' else 0  # on the text's axis nothing ends
-    long = [text for text in texts if longest and len(text) > longest]
+    long = [text for text in texts if longest and len(text.upper()) > longest]  # ß is spelled as two letters
     if not long: return ''
     names = ', '.join(long[:3]) + (', ...' if len(long) > 3 else '')
     return f'{names}: longer than any word of training ({longest} letters), so expect wrong letters'
