@@ -43,7 +43,7 @@ print(len(spell(['HI', 'ZOE'], 14, 32, workers=2, cache=False, progress=False)))
 """
     done = run(code)
     assert done.stdout.split() == ['2'], done.stderr[-2000:]
-    assert 'clips are rendered in one process' in done.stderr
+    assert 'clips are drawn in one process' in done.stderr
 
 
 def test_kernel_of_another_python(tmp_path):

@@ -8,13 +8,11 @@ __all__ = ['framed', 'draw_source', 'hand_notes', 'PoseReport', 'read_poses', 'w
 # %% ../nbs/00l_poses.ipynb #pos-imports
 import hashlib
 import json
-import multiprocessing
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from fastcore.basics import patch
 
@@ -22,12 +20,11 @@ from .canvas import CROPS, Style, check_drawing
 from .clips import FPS, Clips, load_or_make
 from .core import atomic_path, cache_dir, cpu_count, progress_bar
 from .lexicon import VERSION
-from .mannequin import drawn_body, render
+from .mannequin import draw_all, drawn_body, render
 from .motion import FACE, FINGERS, Motion
 from .pose_sources import ASPECTS, PoseSource, find_poses, guess_aspect, load_points, read_motion
 from .recording import HOLISTIC, Z_SCALE
 from .tables import Found
-from .words import _open_pool
 
 # %% ../nbs/00l_poses.ipynb #pos-job
 @dataclass(frozen=True)
@@ -125,9 +122,6 @@ def _jumps_at_first(motion: Motion) -> bool:
     return len(steps) > 3 and steps[0] > .15 and steps[0] > _JUMP * np.median(steps[1:])
 
 # %% ../nbs/00l_poses.ipynb #pos-draw
-_FORKED = []  # sources, for the processes that are forked from this one
-
-
 def _draw(job: _Job, source: PoseSource, index: int) -> tuple:
     """Frames uint8 (T,size,size,3), hand -> in how many recorded frames it was not seen and in how many of them it is
     lowered, does the first frame stand apart?"""
@@ -146,30 +140,13 @@ def _draw(job: _Job, source: PoseSource, index: int) -> tuple:
     return film, missing, _jumps_at_first(recorded)
 
 # %% ../nbs/00l_poses.ipynb #pos-draw-or-refuse
-def _draw_or_refuse(item) -> tuple:  # (job, index) -> what `_draw` gives; or the reason, a string
-    job, index = item
+def _draw_or_refuse(item) -> tuple:  # (job, source, index) -> what `_draw` gives; or the reason, a string
     try:
-        return _draw(job, _FORKED[index], index)
+        return _draw(*item)
     except ValueError as error:
         return str(error)
     except OSError as error:
         return f'it cannot be read ({error.strerror})'
-
-# %% ../nbs/00l_poses.ipynb #pos-map
-def _draw_all(job: _Job, sources: list, workers: int):  # yields what `_draw_or_refuse` gives, in order
-    _FORKED[:] = sources
-    items = [(job, i) for i in range(len(sources))]
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        pool = _open_pool(workers if 'fork' in multiprocessing.get_all_start_methods() else 1)
-        if pool is None:
-            yield from map(_draw_or_refuse, items)
-        else:
-            with pool: yield from pool.imap(_draw_or_refuse, items, chunksize=4)
-    finally:
-        cv2.setNumThreads(threads)
-        _FORKED.clear()
 
 # %% ../nbs/00l_poses.ipynb #pos-report
 @dataclass
@@ -236,7 +213,7 @@ def _about_jumps(jumps: int, skip: int) -> list:  # clips whose first frame stan
 def _gather(sources: list, problems: list, job: _Job, frames: int | None, workers: int, progress: bool) -> tuple:
     "Draw all sources. Returns `Clips`, or None without a good one, and the report."
     films, kept, unseen, lengths, jumps, problems = [], [], {}, [], 0, list(problems)
-    drawn = _draw_all(job, sources, workers)
+    drawn = draw_all(_draw_or_refuse, [(job, source, i) for i, source in enumerate(sources)], workers)
     for source, result in zip(sources, progress_bar(drawn, 'drawing poses', len(sources), progress)):
         if isinstance(result, str):
             problems.append((source.name, result))

@@ -8,26 +8,20 @@ __all__ = ['is_rude', 'read_pool', 'read_words', 'load_words', 'bigrams', 'held_
 # %% ../nbs/00j_words.ipynb #words-imports
 import hashlib
 import json
-import multiprocessing
 import re
-import warnings
 import zlib
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 from fastcore.basics import patch
 
 from .clips import FPS, Clips, load_or_make
-from .core import cache_dir, cpu_count, end_with_parent, progress_bar, save_npz
+from .core import cache_dir, cpu_count, progress_bar, save_npz
 from .canvas import Style, check_drawing
 from .lexicon import AZ, HOP, LANGUAGES, VERSION, check_language, load_lexicon, spell_motion
-from .mannequin import render
+from .mannequin import draw_all, render
 from .spelling import HOLD, check_fit, frames_needed, vocabulary
 
 # %% ../nbs/00j_words.ipynb #words-read
@@ -285,40 +279,6 @@ def _longest(job: _Job, texts: list, languages: list) -> int:  # frames that the
         needed.append(frames_needed(letters, _style_and_hold(job, i, text, language)[1]))
     return max(needed)
 
-# %% ../nbs/00j_words.ipynb #words-pool
-def _open_pool(workers: int):  # None where one process has to do
-    if workers <= 1:
-        return None
-    method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-    try:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context(method), end_with_parent)
-    except (OSError, ImportError, NotImplementedError) as error:
-        warnings.warn(f'clips are rendered in one process: {workers} cannot be started here ({error})', stacklevel=2)
-        return None
-
-# %% ../nbs/00j_words.ipynb #words-map
-@contextmanager
-def _one_opencv_thread():
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)
-
-# %% ../nbs/00j_words.ipynb #words-map-2
-def _map_clips(items: list, workers: int):  # yields the results of `_clip`
-    with _one_opencv_thread():
-        pool, done = _open_pool(workers), 0
-        if pool is not None:
-            try:
-                with pool:
-                    for done, result in enumerate(pool.map(_clip, items, chunksize=4), 1):
-                        yield result
-            except BrokenProcessPool:                               # killed, for example where memory ran out
-                warnings.warn('a process that rendered clips was killed: one renders the rest', stacklevel=2)
-        yield from map(_clip, items[done:])
-
 # %% ../nbs/00j_words.ipynb #words-count
 def _alphabet(texts: list, languages: list, several: bool) -> tuple:
     if several:
@@ -357,7 +317,7 @@ def _render_texts(job: _Job,
     lengths = np.empty(count, np.int64)
     alphabet = _alphabet(texts, languages, several)
     numbers = {code: _numbers(alphabet, code, several) for code in set(languages)}
-    results = _map_clips([(job, i, *item) for i, item in enumerate(zip(texts, languages))], workers)
+    results = draw_all(_clip, [(job, i, *item) for i, item in enumerate(zip(texts, languages))], workers)
     for i, film, labels, u in progress_bar(results, 'spelling', count, progress):
         _fill(frames[i], film)
         _fill(letters[i], numbers[languages[i]][labels])
