@@ -16,6 +16,7 @@ import torch
 
 from .axis import known_languages
 from .checkpoint import find_checkpoint, read_checkpoint
+from .checks import check_memory
 from .clips import Clips
 from .core import pick_device, shipped_dir
 from .dit import DiT, ModelConfig, check_shape, shape_of
@@ -223,8 +224,8 @@ def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos
     settings = replace(settings, store='memory')
     if holds_poses(path):
         sources = find_poses(path)[0]
-        return settings.check_memory(len(sources), _longest_pose(settings, sources) * settings.size**2 * 3)
-    with zipfile.ZipFile(path) as file: settings.check_memory(1, file.getinfo('frames.npy').file_size)
+        return check_memory(settings, len(sources), _longest_pose(settings, sources) * settings.size**2 * 3)
+    with zipfile.ZipFile(path) as file: check_memory(settings, 1, file.getinfo('frames.npy').file_size)
 
 # %% ../nbs/05h_prepare.ipynb #videos-05g
 def _video_data(settings: Settings, videos) -> Clips:  # videos: `Found`

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from .checkpoint import find_checkpoint, read_checkpoint, read_config
+from .checks import check_settings
 from .clips import Clips
 from .core import atomic_path, exclusive, pick_device, workspace
 from .defaults import with_defaults
@@ -216,9 +217,9 @@ def open_run(settings: Settings,
 
 # %% ../nbs/05g_runs.ipynb #new-folder-05f
 def _check(settings: Settings) -> None:
-    "Raises as `Settings.check` does, with a way out where a run's own files have moved."
+    "Raises as `check_settings` does, with a way out where a run's own files have moved."
     try:
-        settings.check()
+        check_settings(settings)
     except FileNotFoundError as e:
         if not settings.resume: raise
         raise FileNotFoundError(f'{e}; where the same data has moved to: -p data NEW') from None
