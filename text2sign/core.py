@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned',
-           'files_below', 'file_trace', 'save_npz', 'exclusive', 'end_with_parent', 'generator', 'pick_device',
-           'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory', 'only_local', 'format_time',
-           'nearest_name', 'one_line', 'slug', 'progress_bar', 'slow_cells']
+           'files_below', 'file_trace', 'load_json', 'save_npz', 'exclusive', 'end_with_parent', 'interruptible',
+           'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory', 'only_local',
+           'format_time', 'nearest_name', 'one_line', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
+import errno
+import json
 import os
 import re
 import signal
 import sys
+import threading
 import unicodedata
 import zipfile
 from contextlib import contextmanager
@@ -67,7 +70,8 @@ def checkpoint_dirs() -> list[Path]:
 # %% ../nbs/00_core.ipynb #atomic-path
 @contextmanager
 def atomic_path(path):  # where the file is to be; its folder is made
-    "Gives a temporary path of the same suffix; what was written there is renamed over `path` at the end of the block."
+    """Gives a temporary path of the same suffix; what was written there is renamed over `path` at the end of the block.
+    Raises OSError that names `path` where the disk is full."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     token = os.urandom(4).hex()     # threads have one process id, and so may processes of two machines
@@ -76,8 +80,14 @@ def atomic_path(path):  # where the file is to be; its folder is made
         yield part
         _flush(part)
         os.replace(part, path)
+    except OSError as e:
+        if e.errno not in _FULL or e.filename and str(e.filename) != str(part): raise
+        raise OSError(e.errno, os.strerror(e.errno), str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+_FULL = errno.ENOSPC, errno.EFBIG, errno.EDQUOT                         # the system names no file with these
 
 
 def _flush(part: Path) -> None:
@@ -132,6 +142,21 @@ def file_trace(path) -> list:  # of (name, bytes, nanoseconds since 1970)
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
+# %% ../nbs/00_core.ipynb #json-core
+def load_json(path,  # of a file that this package has written
+              otherwise: str,  # what to do where it is damaged
+              needs=(),  # names that the table in it has
+              ) -> dict:
+    "A table from a JSON file. Raises ValueError that names a damaged file, FileNotFoundError where there is none."
+    try:
+        table = json.loads(Path(path).read_bytes())
+        if not isinstance(table, dict): raise ValueError('it holds no table')
+        missing = [name for name in needs if name not in table]
+        if missing: raise ValueError(f'it has no {missing[0]}')
+    except ValueError as e:
+        raise ValueError(f'{path} is damaged ({e}): {otherwise}') from None
+    return table
+
 # %% ../nbs/00_core.ipynb #save-npz
 def save_npz(path,  # where to write
              **arrays,  # name -> array; none may need pickle
@@ -171,6 +196,21 @@ def end_with_parent(parent: int | None = None,  # its process id; None: whoever 
     if sys.platform != 'linux': return
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if parent and os.getppid() != parent: os._exit(1)               # it has ended before we could ask
+
+# %% ../nbs/00_core.ipynb #signal-core
+@contextmanager
+def interruptible():
+    "Within this context Ctrl-C, or SIGTERM, only sets a flag, the function it yields; a second one interrupts at once."
+    signals = []
+    def handler(number, frame):
+        if signals: raise KeyboardInterrupt
+        signals.append(number)
+    main = threading.current_thread() is threading.main_thread()  # signals reach the main thread only
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try: yield lambda: bool(signals)
+    finally:
+        for number, old in before.items(): signal.signal(number, old)
 
 # %% ../nbs/00_core.ipynb #generator
 def generator(device,  # where the numbers are wanted

@@ -25,13 +25,13 @@ import torch
 from .checkpoint import find_checkpoint, read_checkpoint, read_config
 from .checks import check_settings
 from .clips import Clips
-from .core import atomic_path, exclusive, pick_device, workspace
+from .core import atomic_path, exclusive, load_json, pick_device, workspace
 from .defaults import with_defaults
 from .lexicon import LANGUAGES
 from .settings import Settings, resolve_data
 from .shards import StoredFrames
 from .text import load_frozen_encoder
-from .trainer import list_checkpoints
+from .trainer import begin_from, list_checkpoints, read_newest
 
 # %% ../nbs/05g_runs.ipynb #runs-05f
 def _runs(base: Path) -> list[str]:  # names
@@ -135,7 +135,15 @@ def _has_moved(name: str, before, now) -> bool:
     return not {before, now} & set(LANGUAGES)
 
 # %% ../nbs/05g_runs.ipynb #merge-05f
-def _begin_from(folder: Path) -> str: return f'-p pretrained {shlex.quote(folder.name)} -p run NAME'
+def _saved_settings(folder: Path) -> dict:
+    "Raises ValueError that names the file where it is damaged, or of another version."
+    otherwise = f'put it back as it was, or begin a new run from its weights: {begin_from(folder)}'
+    saved = load_json(folder / 'settings.json', otherwise)
+    try:
+        Settings.from_pairs(saved.items())
+    except ValueError as e:
+        raise ValueError(f'{folder / "settings.json"} is damaged ({e}): {otherwise}') from None
+    return saved
 
 
 def merge_resume_settings(folder: Path,  # of the run
@@ -143,7 +151,7 @@ def merge_resume_settings(folder: Path,  # of the run
                           ) -> Settings:
     """The saved settings, with those of `_FREE` that were given now, and those of `_ANEW` as they are now.
     Raises ValueError naming those that were given, are not free, and differ."""
-    saved = json.loads((folder / 'settings.json').read_text())
+    saved = _saved_settings(folder)
     given = settings.given
     free = {k: v for k, v in given.items() if k in _FREE or _has_moved(k, saved.get(k), v)}
     fixed = {k: v for k, v in given.items() if k not in _ANEW and k not in free}
@@ -151,7 +159,7 @@ def merge_resume_settings(folder: Path,  # of the run
     if differ:
         given = ' '.join(f'-p {k} {shlex.quote(str(v))}' for k, v in fixed.items() if v != saved.get(k, v))
         raise ValueError(f'{folder.name} was made with other settings: {"; ".join(differ)}. Begin a new run from it: '
-                         f'{_begin_from(folder)} {given}')
+                         f'{begin_from(folder)} {given}')
     return Settings(**saved | free | {k: getattr(settings, k) for k in _ANEW})
 
 # %% ../nbs/05g_runs.ipynb #3aedb106
@@ -165,18 +173,19 @@ def resumed_as(settings: Settings) -> str:  # '' for a new run
 
 def said_of_finished(settings: Settings, folder: Path) -> list[str]:  # a line, or none
     "Of a run that is resumed though all of its steps are taken."
-    states = list_checkpoints(folder, settings.stages[-1]) if settings.resume else []
-    steps = settings.recipe(settings.stages[-1]).steps
-    if not states or read_config(states[-1])['step'] != steps: return []
+    stage = settings.stages[-1]
+    steps = settings.recipe(stage).steps
+    if not settings.resume or not list_checkpoints(folder, stage): return []
+    if read_newest(folder, stage, read_config)['step'] != steps: return []
     return [f'run {folder.name} is finished: all {steps} steps are taken. To train on, begin a new run from it: '
-            f'{_begin_from(folder)}']
+            f'{begin_from(folder)}']
 
 # %% ../nbs/05g_runs.ipynb #keep-places-05f
 def keep_places(folder: Path,  # of a run that is resumed, whose fingerprint is right
                 settings: Settings,
                 ) -> None:
     "From now on the run looks for its data and models where they are now."
-    saved = json.loads((folder / 'settings.json').read_text())
+    saved = _saved_settings(folder)
     places = {name: getattr(settings, name) for name in _MOVABLE}
     if saved != saved | places: _write_settings(folder, saved | places)
 
@@ -185,8 +194,7 @@ def read_history(folder: Path,  # of a run
                  stage: str,  # image or video
                  ) -> list[dict]:
     "The log of a stage, as far as it has been saved."
-    states = list_checkpoints(folder, stage)
-    return read_checkpoint(states[-1])[1]['history'] if states else []
+    return read_newest(folder, stage, read_config)['history'] if list_checkpoints(folder, stage) else []
 
 
 def is_done(settings: Settings, stage: str,
@@ -325,11 +333,11 @@ def keep_content(folder: Path,  # of the run
     "Keep the fingerprint beside the settings. Raises ValueError naming what is not as it was when the run began."
     file = folder / 'content.json'
     if resumed and file.exists():
-        before = json.loads(file.read_text())
+        before = load_json(file, 'where the data and the models are as they were, delete it to go on', ['data'])
         data = data_differences(before['data'], json.loads(json.dumps(content['data'])))
         differ = [f'{name} has other weights' for name in PARTS if before.get(name, content[name]) != content[name]]
         if data: differ.append(f'of the data {data}')
         if differ:
             raise ValueError(f'run {folder.name!r} was begun with something else: {"; ".join(differ)}. Put it back as '
-                             f'it was, or begin a new run from this one: {_begin_from(folder)}')
+                             f'it was, or begin a new run from this one: {begin_from(folder)}')
     with atomic_path(file) as part: part.write_text(json.dumps(content))

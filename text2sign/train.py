@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .batches import Batches
 from .checkpoint import read_checkpoint
-from .core import atomic_path, format_time, pick_device, pick_precision, workspace
+from .core import atomic_path, format_time, interruptible, pick_device, pick_precision, workspace
 from .defaults import as_started, explain, forecast, planned_steps
 from .diffusion import get_objective
 from .dit import DiT, ModelConfig
@@ -35,7 +35,7 @@ from .speed import (find_memory_settings, out_of_memory_message, peak_matmul_flo
                              seconds_a_step, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
-from .trainer import Trainer, ValLoss, interruptible, list_checkpoints
+from .trainer import Trainer, ValLoss, list_checkpoints
 from .video import VideoDiT, flops
 
 # %% ../nbs/05i_fit.ipynb #log-05h
