@@ -76,10 +76,9 @@ def _run_sample(a) -> None:
     lengths = [clip_frames(model.config, *pair) for pair in zip(texts, codes)] # or an error for what has no letters
     if a.frames: lengths = [a.frames]*len(texts)
     if warning := length_warning(model.config, texts): print(f'text2sign: warning: {warning}', file=sys.stderr)
-    how = dict(guidance=a.guidance, seed=a.seed, sampler=a.sampler)
+    how = model.config.sampling(a.steps, a.guidance, a.sampler) | dict(seed=a.seed)
     batch = clips_at_once(model, max(lengths), a.force)
-    if not a.force: check_time(model, texts[0], [(lengths, a.frames)], a.steps, batch=batch, language=codes[0], **how)
-    how = dict(steps=a.steps) | how
+    if not a.force: check_time(model, texts[0], [(lengths, a.frames)], batch=batch, language=codes[0], **how)
     def about(i):
         language = {'language': codes[i]} if codes[i] else {}
         return dict(text=texts[i]) | language | how | dict(checkpoint=str(a.checkpoint))
@@ -141,12 +140,11 @@ def _run_evaluate(a) -> None:
     readers = load_readers(a.readers, device, model.config.crop)
     requests, ranked = judging_requests(path, model.config, a.words, languages)
     batch = clips_at_once(model, max(max(lengths) for lengths, _ in requests), a.force, 'insist with --force')
-    how = dict(steps=a.steps, guidance=a.guidance)
+    how = model.config.sampling(a.steps, a.guidance)
     first = (languages or model_languages(model.config))[0]
     if not a.force:
         less = dict(fewer='lower --words', shorter='lower --words')
-        check_time(model, '', requests, a.steps, **less, batch=batch, ranked=ranked, language=first,
-                   guidance=a.guidance)
+        check_time(model, '', requests, **less, batch=batch, ranked=ranked, language=first, **how)
     rows = judge(path, model, readers, a.words, languages, batch=batch, progress=sys.stderr.isatty(), **how)
     if a.out: save_table(rows, a.out, dict(checkpoint=str(a.checkpoint)) | how)
 
@@ -233,13 +231,15 @@ def device_name(text: str) -> str:
 # %% ../nbs/09a_cli.ipynb #shared-09a
 _CHECKPOINT = 'a file, or a name in checkpoints/: a model, a run, or latest (the newest run)'
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
+_AS_IT_SAYS = 'default: as the checkpoint says'
 
 def _add_sampling(p) -> None:  # p: parser of a command
     "The arguments that `sample` and `evaluate` share."
     p.add_argument('--checkpoint', default='fs-ase', metavar='NAME', help=_CHECKPOINT)
-    p.add_argument('--steps', type=bounded(int, 1), default=12, help='sampling steps: fewer are faster, more are finer')
-    p.add_argument('--guidance', type=bounded(float, 0, 100), default=2.,
-                   help='how strongly to follow the text; 1: the model as it is, 0: without the text')
+    p.add_argument('--steps', type=bounded(int, 1),
+                   help=f'of the sampler: fewer are faster, more are finer; {_AS_IT_SAYS}')
+    p.add_argument('--guidance', type=bounded(float, 0, 100),
+                   help=f'how strongly to follow the text; 1: the model as it is, 0: without the text; {_AS_IT_SAYS}')
     p.add_argument('--force', action='store_true', help='also what takes hours, or more memory than is free')
     p.add_argument('--device', type=device_name, default='auto', metavar='NAME', help=_DEVICE)
 
@@ -276,8 +276,8 @@ def _add_sample(p) -> None:
                    help='ISO 639-3 code, such as gsg (a wrong one lists all); without it the only one known, or ase')
     _add_sampling(p)
     _add_drawing(p)
-    p.add_argument('--sampler', default='auto', metavar='NAME', choices=SAMPLERS,
-                   help='unipc, dpm++, euler or heun; ddim for models that predict the noise')
+    p.add_argument('--sampler', metavar='NAME', choices=SAMPLERS,
+                   help=f'unipc, dpm++, euler or heun; ddim for models that predict the noise; {_AS_IT_SAYS}')
     p.add_argument('--height', type=bounded(int, 1, 4096),
                    help='of the video, pixels; without it: as the model makes it')
     p.add_argument('--speed', type=bounded(float, .01, 50), default=1., help='2 plays twice as fast')

@@ -41,7 +41,7 @@ class Distiller(Trainer):
         teacher: VideoDiT, # of the flow objective; it stays as it is
         calls: int, # of the student, for a clip
         recipe: Recipe,
-        guidance: float = 2.0, # goes into the student's weights; 1: none
+        guidance: float | None = None, # goes into the student's weights; 1: none; None: the teacher's
         substeps: int = 3, # of the teacher, for a call of the student
         accelerator=None, # accelerate's, where this is one of several processes
     ):
@@ -49,9 +49,10 @@ class Distiller(Trainer):
             raise ValueError(f'the objective is {teacher.config.objective_name}: only flow models can be distilled')
         if substeps < 1: raise ValueError(f'substeps is {substeps}: at least 1 is needed')
         student = copy.deepcopy(teacher).requires_grad_(True)
-        student.config = replace(teacher.config, objective='flow')
+        student.config = replace(teacher.config, objective='flow', steps=calls, guidance=1., sampler='euler')
         super().__init__(student, FewLevels(calls), recipe, accelerator=accelerator)
-        self.teacher, self.guidance, self.substeps = teacher.eval().requires_grad_(False), guidance, substeps
+        self.teacher, self.substeps = teacher.eval().requires_grad_(False), substeps
+        self.guidance = teacher.config.sampling(guidance=guidance)['guidance']
 
 # %% ../nbs/05j_distill.ipynb #1b30b71e
 def _without_texts(batches: Batches) -> Batches:
@@ -140,14 +141,14 @@ def distill(
     folder, # where the student is saved; a folder that has some of its states is gone on with
     calls: int = 4, # of the student, for a clip
     steps: int = 2000, # of the optimiser
-    guidance: float = 2.0, # goes into the student's weights
+    guidance: float | None = None, # goes into the student's weights; None: the teacher's
     substeps: int = 3, # of the teacher, for a call of the student
     lr: float = 5e-4,
     precision: str = 'fp32', # bf16 or fp32
     **how, # of `fit`: minutes, preview, score, log_every, ...
 ) -> VideoDiT: # the student's average, in evaluation mode, on the CPU
-    """The student of a model: to be sampled with `steps=calls, guidance=1, sampler='euler'`. Raises ValueError for a
-    model that predicts noise, and as `fit` does."""
+    """The student of a model; its file says that it is sampled in `calls` steps of Euler's without guidance. Raises
+    ValueError for a model that predicts noise, and as `fit` does."""
     recipe = Recipe(steps, lr, precision=precision)
     trainer = Distiller(teacher, calls, recipe, guidance, substeps)
     if list_checkpoints(folder, 'video'): trainer.resume(folder, 'video')

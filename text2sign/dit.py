@@ -160,6 +160,9 @@ class ModelConfig:
     crop: str = ''  # of the mannequin: hand, bust; '': own videos
     look: str = 'day'  # palette of the mannequin
     vae: str = ''  # folder or hub id of the autoencoder; '': the model works on pixels
+    steps: int = 12  # of the sampler, where no other number is asked for
+    guidance: float = 2.0  # the same; 1: the model as it is
+    sampler: str = 'auto'  # the same; one that fits the objective
     words: int = 0  # in training
     max_letters: int = 0  # of a word in training; 0: not known
     card: dict = field(default_factory=dict)  # model card: what, learned from, licence, not for
@@ -192,6 +195,21 @@ def to_dict(self: ModelConfig) -> dict:
     if all(len(letter) == 1 for letter in self.alphabet): out['alphabet'] = ''.join(self.alphabet)
     return out
 
+# %% ../nbs/01_dit.ipynb #sampling-01
+@patch
+def sampling(
+    self: ModelConfig,
+    steps: int | None = None,  # None: as the configuration says
+    guidance: float | None = None,  # the same
+    sampler: str | None = None,  # the same
+) -> dict:  # steps, guidance, sampler
+    "How to sample where some of it is asked for. Raises ValueError for what no sampler can do."
+    asked = dict(steps=steps, guidance=guidance, sampler=sampler)
+    how = {name: getattr(self, name) if value is None else value for name, value in asked.items()}
+    if how['steps'] < 1: raise ValueError(f'steps is {how["steps"]}: at least 1 is needed')
+    if not math.isfinite(how['guidance']): raise ValueError(f'guidance is {how["guidance"]}: give a finite number')
+    return how
+
 # %% ../nbs/01_dit.ipynb #config-03
 def _checked(name: str, kind, value):
     "The value as the field's type has it (12 is a float too). Raises ValueError for one of another type."
@@ -216,6 +234,7 @@ def from_dict(
     config = cls(**{name: _checked(name, kinds[name], value) for name, value in d.items()})
     config._check_lengths()
     config._check_letters()
+    config.sampling()
     return config
 
 # %% ../nbs/01_dit.ipynb #f726490b

@@ -180,15 +180,15 @@ def check_time(model,               # `VideoDiT`
     "Raises ValueError for what would take longer than ten minutes, with the time and what to lower."
     from text2sign.core import format_time
     from text2sign.sample import predicted_frames
-    sampling = dict(sampler=how.get('sampler', 'auto'), batch=batch)
+    sampling = dict(sampler=how.get('sampler'), batch=batch)
     work = sum(predicted_frames(model, lengths, steps, frames=frames, **sampling) for lengths, frames in requests)
-    work += ranked//2               # guidance predicts twice, a ranking once
+    work += ranked if how.get('guidance') == 1 else ranked//2  # guidance predicts twice, a ranking once
     patches = (model.size//model.patch)**2
     if work*patches*sum(p.numel() for p in model.parameters()) < _LARGE: return
     clips, longest = [n for lengths, _ in requests for n in lengths], max(max(lengths) for lengths, _ in requests)
     together = max(1, min(batch, len(clips) if model.config.text_position == 'frame' else work//(16*steps)))
     seconds = work*_seconds_a_frame(model, text, together, min(16, longest), how)
     if seconds <= _PATIENCE: return
-    times = {'lower --steps': steps/12, shorter: longest/max(model.config.frames, 1), fewer: len(clips)}
+    times = {'lower --steps': steps/model.config.steps, shorter: longest/max(model.config.frames, 1), fewer: len(clips)}
     raise ValueError(f'{steps} steps of {sum(clips)} frames would take about {format_time(seconds)}: '
                      f'{max(times, key=times.get)}, or insist with --force')

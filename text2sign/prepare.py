@@ -357,11 +357,11 @@ def preview(model: DiT,
     from text2sign.sample import generate, generate_images
     if isinstance(model, VideoDiT):
         texts = data.val.texts[:3]
-        return list(zip(texts, generate(model, texts, steps=10, **_how_long(data, data.val[:3].languages))))
+        return list(zip(texts, generate(model, texts, **_how_long(data, data.val[:3].languages))))
     letters = data.clips.alphabet[:6]
     captions = letters or ['any']
     classes = torch.arange(1, len(letters) + 1) if letters else torch.tensor([model.classes])
-    images = generate_images(model, classes, steps=10)      # (N, H, W, 3)
+    images = generate_images(model, classes)                # (N, H, W, 3)
     return list(zip(captions, images[:, None]))
 
 # %% ../nbs/05h_prepare.ipynb #how-long-05g

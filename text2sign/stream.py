@@ -20,8 +20,8 @@ from .axis import text_languages, text_letters
 from .core import progress_bar
 from .diffusion import get_objective
 from .outputs import ClipWriter
-from .sample import (_encode_texts, _forward_function, as_level, clip_frames, generate, guided,
-                              make_scheduler, noise_levels, pixel_decoder, scheduler_step)
+from .sample import _encode_texts, _forward_function, clip_frames, generate, guided, pixel_decoder
+from .samplers import as_level, make_scheduler, noise_levels, scheduler_step
 from .spelling import join_letters
 from .video import VideoDiT
 from .windows import LongClips, window_starts
@@ -115,15 +115,16 @@ def _wave(model: VideoDiT, clip: LongClips, conditions: tuple, T: int, seed: int
 @torch.no_grad()
 def stream(model: VideoDiT,
            text: str,
-           steps: int = 12,  # of the sampler
-           guidance: float = 2.0,
+           steps: int | None = None, # of the sampler; None: as the checkpoint says
+           guidance: float | None = None, # the same
            seed: int = 0,
-           sampler: str = 'auto',
+           sampler: str | None = None, # the same
            precision: str = 'auto',
            language: str | None = None, # ISO 639-3; None: the only one that the model knows, of several ase
           ) -> Iterator: # of uint8 (n, H, W, 3), half a window each: together the clip that `generate` makes
     "Frames of a text as they are finished. Raises ValueError as `generate` does."
     config = model.config
+    steps, guidance, sampler = config.sampling(steps, guidance, sampler).values()
     if config.text_position == 'frame':
         yield from generate(model, [text], None, steps, guidance, seed, sampler, precision=precision, language=language)
         return

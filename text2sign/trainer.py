@@ -400,7 +400,7 @@ def begin_from(folder: Path) -> str:  # for a command; the folder of a run
 def resume(self: Trainer, folder, stage: str) -> None:
     "Go on from the newest state. Raises FileNotFoundError, or ValueError that names what differs in recipe or model."
     tensors, config = read_newest(folder, stage)
-    if differ := self._differences(config['recipe'] | config['model']):
+    if differ := self._differences(config['model'] | config['recipe']):
         newest = list_checkpoints(folder, stage)[-1]
         raise ValueError(f'{newest} is from another configuration: {"; ".join(differ)}')
     for name, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{name}'])
@@ -416,9 +416,9 @@ def _moments(tensors: dict, name: str, device) -> dict:  # AdamW's state of a pa
 # %% ../nbs/05b_trainer.ipynb #b-differences
 @patch
 def _differences(self: Trainer, saved: dict) -> list[str]:  # saved: of recipe and model
-    "Settings that are not as they were; how memory is used, and where autoencoder and text encoder lie, may change."
-    now = json.loads(json.dumps(asdict(self.recipe) | self.model.config.to_dict()))  # as it comes back from a file
-    for k in ('accumulation', 'frame_chunk', 'vae', 'encoder'): del now[k]
+    "Settings that are not as they were. Memory, places of autoencoder and text encoder, and sampling may change."
+    now = json.loads(json.dumps(self.model.config.to_dict() | asdict(self.recipe)))  # as it comes back from a file
+    for k in ('accumulation', 'frame_chunk', 'vae', 'encoder', 'guidance', 'sampler'): del now[k]
     return [f'{k} was {saved.get(k)}, now {v}' for k, v in now.items() if v != saved.get(k)]
 
 # %% ../nbs/05b_trainer.ipynb #b-release
