@@ -164,6 +164,6 @@ def test_settings_that_ship(path):
     "Each file names settings that exist, of values that a training can start with."
     from text2sign.checks import check_settings
     from text2sign.settings import Settings
-    with patch('text2sign.checks.available_memory', lambda: None), \
+    with patch('text2sign.core.available_memory', lambda: None), \
          patch('text2sign.settings.available_memory', lambda: None):        # on a machine that is large enough
         check_settings(Settings.from_yaml(path))

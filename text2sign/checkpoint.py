@@ -84,10 +84,9 @@ def shard_files(path) -> list[Path]:  # [] where there are none, and for a file 
     path = Path(path)
     try:
         with safe_open(path, 'pt') as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
+            names = json.loads((file.metadata() or {}).get('shards', '[]'))
+    except (SafetensorError, OSError, ValueError):
         return []
-    names = json.loads(metadata.get('shards', '[]'))
     return [path.with_name(name) for name in names]
 
 # %% ../nbs/02_checkpoint.ipynb #006-02

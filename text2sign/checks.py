@@ -7,9 +7,10 @@ __all__ = ['check_settings', 'check_memory']
 
 # %% ../nbs/05fb_checks.ipynb #imports-05fb
 import math
+import shutil
 from pathlib import Path
 
-from .core import available_memory, pick_device, pick_precision
+from .core import cache_dir, check_free_memory, pick_device, pick_precision
 from .diffusion import get_objective
 from .lexicon import frames_needed
 from .lora import check_lora
@@ -114,7 +115,7 @@ def _check_model(settings: Settings) -> None:
             raise ValueError(f'{name} is {value}, which does not fit {whole}: {", ".join(map(str, fit))} do')
     weights = 12 * settings.depth * settings.width ** 2                     # at least: attention and MLP of the blocks
     bytes_each = 20 if pick_device(settings.device).type == 'cpu' else 4
-    _check_room(bytes_each * weights, f'a model of at least {weights / 1e6:,.0f}M parameters', 'width or depth')
+    check_free_memory(bytes_each * weights, f'a model of at least {weights / 1e6:,.0f}M parameters', 'width or depth')
 
 # %% ../nbs/05fb_checks.ipynb #memory-05fb
 def check_memory(settings: Settings,
@@ -122,8 +123,8 @@ def check_memory(settings: Settings,
                  each: int = 0,  # bytes of one; 0: what the settings make of it
                  kind: str = 'clips',  # or 'sentences', which are always in memory
                  ) -> None:
-    "Raises ValueError where clips that are to be in memory need more than there is."
-    if kind == 'clips' and settings.in_shards(clips, each): return
+    "Raises ValueError where clips need more memory than is free, or on disk more than it could ever hold."
+    if kind == 'clips' and settings.in_shards(clips, each): return _check_disk(settings, clips, each)
     copies = 2 if pick_device(settings.device).type == 'cpu' else 1
     what = f'{clips:,} {kind}'
     if not each: what += f' of {settings.clip_frames} frames of {settings.size}x{settings.size}'
@@ -131,10 +132,13 @@ def check_memory(settings: Settings,
     if kind == 'sentences' or not resolve_data(settings.data):
         lower = f'{kind.replace("clips", "words")}, frames or size'
     if kind == 'clips': lower += ', or take store=shards'
-    _check_room(copies * clips * (each or settings.clip_bytes), what, lower)
+    check_free_memory(copies * clips * (each or settings.clip_bytes), what, lower)
 
-# %% ../nbs/05fb_checks.ipynb #room-05fb
-def _check_room(need: int, what: str, lower: str) -> None:  # need: bytes
-    room = available_memory()
-    if room is None or need <= room: return
-    raise ValueError(f'{what} need {need / 2**30:,.1f} GiB of memory, there are {room / 2**30:,.1f}: lower {lower}')
+# %% ../nbs/05fb_checks.ipynb #disk-05fb
+def _check_disk(settings: Settings, clips: int, each: int) -> None:
+    "What is free is known when they are written: they may be there already."
+    folder = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.is_dir())
+    need, disk = clips * (each or settings.clip_bytes), shutil.disk_usage(folder).total
+    if need <= disk: return
+    raise ValueError(f'{clips:,} clips need {need / 2**30:,.1f} GiB, all of the disk of {folder} has '
+                     f'{disk / 2**30:,.1f}: lower words, frames or size')

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned',
            'files_below', 'file_trace', 'load_json', 'save_npz', 'exclusive', 'end_with_parent', 'interruptible',
-           'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory', 'only_local',
-           'format_time', 'nearest_name', 'one_line', 'slug', 'progress_bar', 'slow_cells']
+           'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory',
+           'pixel_bytes', 'check_free_memory', 'only_local', 'format_time', 'nearest_name', 'one_line', 'slug',
+           'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -284,6 +285,22 @@ def available_memory() -> int | None:  # bytes, None where it is not known
     container = _container_memory(Path('/sys/fs/cgroup'))
     known = [room for room in (found and int(found[1]) * 1024, container) if room is not None]
     return min(known, default=None)
+
+# %% ../nbs/00_core.ipynb #check-memory-core
+def pixel_bytes(frames: int, size: int) -> int:  # size: pixels along one side
+    "Of a clip in memory or in a shard: a byte for each colour of each pixel."
+    return frames * size * size * 3
+
+
+def check_free_memory(need: int,  # bytes
+                      what: str,  # needs them, such as '600 clips'
+                      lower: str,  # what to lower, for the end of the sentence
+                      held: int = 0,  # bytes of them that are taken already
+                      ) -> None:
+    "Raises ValueError where there is less memory."
+    room = available_memory()
+    if room is None or need - held <= room: return
+    raise ValueError(f'{what} need {need / 2**30:,.1f} GiB of memory, there are {room / 2**30:,.1f}: lower {lower}')
 
 # %% ../nbs/00_core.ipynb #hub-core
 def only_local(name: str,  # a folder, or a name on the Hugging Face hub

@@ -18,7 +18,7 @@ from .axis import known_languages
 from .checkpoint import find_checkpoint, read_checkpoint
 from .checks import check_memory
 from .clips import Clips
-from .core import pick_device, shipped_dir
+from .core import pick_device, pixel_bytes, shipped_dir
 from .dit import DiT, ModelConfig, check_shape, shape_of
 from .finite import check_data
 from .lexicon import LANGUAGES
@@ -99,12 +99,16 @@ def _corpus_data(settings: Settings, config: ModelConfig | None) -> TrainingData
         return _draw_stored(settings, words, seed, spell_some) or spell_some(words, seed, cache=True)
     lists, drawn = word_lists(settings, config)
     score_words = settings.score_words if settings.data == 'ase' else _no_score(settings)
-    if len(lists['unseen']) < score_words:
-        print(f'score_words: there are {len(lists["unseen"])} such unseen words, all of them are taken')
+    _say_fewer('words', settings.words, lists['train'], 'training words')
+    _say_fewer('score_words', score_words, lists['unseen'], 'unseen words')
     train = draw(lists['train'], settings.seed + 1)
     val = spell_some(lists['unseen'][:64], settings.seed + 2, cache=True)
     about = drawn | dict(look=settings.look, crop=settings.crop)
     return TrainingData(train, val, about, lists['unseen'][:score_words])
+
+# %% ../nbs/05h_prepare.ipynb #fewer-05g
+def _say_fewer(name: str, wanted: int, there: list, kind: str) -> None:  # name: of the setting
+    if len(there) < wanted: print(f'{name}: there are {len(there):,} such {kind}, all of them are taken', flush=True)
 
 # %% ../nbs/05h_prepare.ipynb #draw-stored-05g
 def _draw_stored(settings: Settings, items: list, seed: int, draw) -> Clips | None:  # None: they fit into memory
@@ -224,7 +228,7 @@ def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos
     settings = replace(settings, store='memory')
     if holds_poses(path):
         sources = find_poses(path)[0]
-        return check_memory(settings, len(sources), _longest_pose(settings, sources) * settings.size**2 * 3)
+        return check_memory(settings, len(sources), pixel_bytes(_longest_pose(settings, sources), settings.size))
     with zipfile.ZipFile(path) as file: check_memory(settings, 1, file.getinfo('frames.npy').file_size)
 
 # %% ../nbs/05h_prepare.ipynb #videos-05g

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 
 from .checkpoint import find_checkpoint, read_config
-from .core import available_memory, nearest_name, pick_device, workspace
+from .core import available_memory, nearest_name, pick_device, pixel_bytes, workspace
 from .shards import holds_shards, open_shards
 from .trainer import Recipe
 
@@ -260,7 +260,7 @@ def on_axis(self: Settings) -> bool:
 def clip_frames(self: Settings) -> int: return self.frames + self.frames // 4 * self.on_axis
 
 @patch(as_prop=True)
-def clip_bytes(self: Settings) -> int: return self.clip_frames * self.size**2 * 3    # uint8
+def clip_bytes(self: Settings) -> int: return pixel_bytes(self.clip_frames, self.size)
 
 # %% ../nbs/05f_settings.ipynb #check-stage-05f
 @patch(as_prop=True)

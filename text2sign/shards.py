@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from .clips import Clips
-from .core import atomic_path, cache_dir, cpu_count, exclusive, progress_bar
+from .core import atomic_path, cache_dir, cpu_count, exclusive, load_json, progress_bar
 
 # %% ../nbs/00o_shards.ipynb #column-00n
 @dataclass(eq=False)
@@ -239,7 +239,8 @@ def open_shards(folder,  # where `write_shards` wrote
                 ) -> tuple:  # `Clips` whose frames are `StoredFrames`; the report of each shard
     "Raises ValueError that names shards which are missing or cut off, or hold no clip at all."
     folder = Path(folder)
-    count = json.loads((folder / 'shards.json').read_text())['count']
+    otherwise = 'run again what wrote it: shards that are there are kept'
+    count = load_json(folder / 'shards.json', otherwise, ['count'])['count']
     paths = [shard_path(folder, k) for k in range(count)]
     bad = [f'{path.name} is missing' for path in paths if not path.exists()]
     shards = []

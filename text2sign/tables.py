@@ -176,8 +176,17 @@ def _cell(value) -> str: # as a table would have it
 
 def read_json(path: Path):
     "Raises ValueError for a file that is no JSON."
-    try: return json.loads(_text_lines(path).getvalue())
+    try: return json.loads(_text_lines(path).getvalue(), object_pairs_hook=_named_once)
     except json.JSONDecodeError as e: raise ValueError(f'{path} is no JSON (line {e.lineno}: {e.msg})') from None
+    except Refused as e: raise ValueError(f'{path} {e}') from None
+
+def _named_once(pairs: list) -> dict: # pairs: (name, value) of an object, as they stand there
+    "Raises `Refused` for a name that has two values."
+    found = dict(pairs)
+    for name, value in pairs:
+        if found[name] is not value and found[name] != value:
+            raise Refused(f'has {name} twice, as {value!r} and as {found[name]!r}: keep one')
+    return found
 
 def _objects(path: Path): # yields (line, an object or the reason why there is none)
     "Raises ValueError for a file that is not UTF-8, or no list."
@@ -188,8 +197,9 @@ def _objects(path: Path): # yields (line, an object or the reason why there is n
         return
     for line, text in enumerate(_text_lines(path), 1):
         if not text.strip(): continue
-        try: yield line, json.loads(text)
+        try: yield line, json.loads(text, object_pairs_hook=_named_once)
         except json.JSONDecodeError as e: yield line, f'is no JSON ({e.msg})'
+        except Refused as e: yield line, str(e)
 
 # %% ../nbs/00_tables.ipynb #790fc824
 def _read_json(path: Path, needs) -> Table:
@@ -199,7 +209,10 @@ def _read_json(path: Path, needs) -> Table:
         if not isinstance(item, dict):
             problems.append((f'line {line}', item if isinstance(item, str) else 'is no object {...}'))
             continue
-        row = {key.strip().lower(): _cell(value) for key, value in item.items()}
+        try: row = _named_once([(key.strip().lower(), _cell(value)) for key, value in item.items()])
+        except Refused as e:
+            problems.append((f'line {line}', str(e)))
+            continue
         columns |= dict.fromkeys(row)
         rows.append((line, row | {None: []}))
     _check_columns(path, list(columns), needs, 'rows together')

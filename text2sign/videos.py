@@ -21,7 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from .clips import Clips, load_or_make
-from .core import atomic_path, available_memory, cache_dir, cpu_count, file_trace, progress_bar
+from .core import (atomic_path, cache_dir, check_free_memory, cpu_count, file_trace, pixel_bytes,
+                            progress_bar)
 from .corpora import find_sources
 from .decoding import decode_video, stated_seconds
 from .framing import (crop_offset, long_ones, motion_profile, oddities, offset_at, outside, same_view,
@@ -199,10 +200,9 @@ def _check_memory(films: list, count: int, size: int) -> None: # of so many in a
     if done % 64 != 16 and done != count: return
     pixels = sum(film.frames.nbytes for film in films)
     longest = max(len(film.frames) for film in films)
-    need, free = max(pixels*count/done, count*longest*size*size*3), available_memory()
-    if free is None or need - pixels <= free: return
-    raise ValueError(f'{count} clips like the first {done} (up to {longest} frames of {size} pixels) need about '
-                     f'{need/1e9:.1f} GB of memory, {free/1e9:.1f} GB are free: lower size or fps, or give fewer clips')
+    what = f'{count:,} clips like the first {done} (up to {longest} frames of {size}x{size})'
+    need = max(pixels*count//done, count*pixel_bytes(longest, size))
+    check_free_memory(need, what, 'size or fps, or give fewer clips', held=pixels)
 
 def _check_enough(report: ReadReport, least: int) -> None: # ValueError
     least = max(1, least)
@@ -258,7 +258,7 @@ def clip_bytes(found: Found,        # what `find_sources` gave
               ) -> tuple: # of a clip in a shard; in memory, where all are as long as the longest
     "About how many bytes a clip takes: a little less, since rest is trimmed."
     seconds = said_seconds(found.sources)
-    return tuple(max(1, round(length*fps))*size*size*3 for length in (seconds.mean(), seconds.max()))
+    return tuple(pixel_bytes(max(1, round(length*fps)), size) for length in (seconds.mean(), seconds.max()))
 
 # %% ../nbs/08c_videos.ipynb #vid-merge
 def _merge_reports(reports: list[dict], problems: list, notes: list) -> ReadReport:

@@ -135,6 +135,8 @@ def random_words(rng,  # numpy Generator
                  ) -> list:
     "New random strings. Raises ValueError where they run out."
     words, want, tries = [], set(want), 0
+    there = sum(len(letters)**length for length in range(short, long + 1))
+    if n > there: _check_tries(float('inf'), n, f'{short} to {long} letters')
     while len(words) < n:
         tries += 1
         _check_tries(tries, n, f'{short} to {long} letters')
