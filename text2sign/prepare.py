@@ -16,7 +16,7 @@ import torch
 
 from .axis import known_languages
 from .checkpoint import find_checkpoint, read_checkpoint
-from .checks import check_memory
+from .checks import check_memory, preview_texts
 from .clips import Clips
 from .core import pick_device, pixel_bytes, shipped_dir
 from .dit import DiT, ModelConfig, check_shape, shape_of
@@ -41,6 +41,7 @@ class TrainingData:
     languages: list = None  # of each of them; None: there is one
     known: tuple = ((), ())  # words, languages: what the model could spell before it was taught another language
     content: dict = field(default_factory=dict)  # what `fingerprint` gives
+    shown: tuple = ()  # texts, their languages: what previews show; (): the first texts that are held out
 
     @property
     def frames(self) -> int: return self.clips.frames.shape[1]
@@ -273,7 +274,8 @@ def prepare_data(settings: Settings,
     if not data.content:
         data.content = dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
     data.content |= parts
-    return as_trained(settings, data, config)
+    data = as_trained(settings, data, config)
+    return replace(data, shown=preview_texts(settings, data.clips, data.about.get('vocabulary', ())))
 
 # %% ../nbs/05h_prepare.ipynb #d7f3b121
 def as_trained(settings: Settings, data: TrainingData, config: ModelConfig | None = None) -> TrainingData:
@@ -360,8 +362,8 @@ def preview(model: DiT,
     "A few samples, the same texts and noise at every call."
     from text2sign.sample import generate, generate_images
     if isinstance(model, VideoDiT):
-        texts = data.val.texts[:3]
-        return list(zip(texts, generate(model, texts, **_how_long(data, data.val[:3].languages))))
+        texts, languages = data.shown or (data.val.texts[:3], data.val[:3].languages)
+        return list(zip(texts, generate(model, texts, **_how_long(data, languages))))
     letters = data.clips.alphabet[:6]
     captions = letters or ['any']
     classes = torch.arange(1, len(letters) + 1) if letters else torch.tensor([model.classes])

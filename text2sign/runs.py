@@ -126,7 +126,7 @@ def start_run(folder: Path,  # of the run
 _ANEW = ('run', 'resume', 'device', 'processes')
 _MOVABLE = ('data', 'vae', 'encoder', 'pretrained')
 _FREE = ('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep',
-         'accumulation', 'frame_chunk', 'fit_memory')
+         'preview_texts', 'accumulation', 'frame_chunk', 'fit_memory')
 
 
 def _has_moved(name: str, before, now) -> bool:
@@ -243,6 +243,7 @@ def _absolute(settings: Settings) -> Settings:
     places = dict(data=resolve_data(settings.data))
     for name in ('vae', 'encoder'):
         if (value := getattr(settings, name)) and Path(value).is_dir(): places[name] = Path(value)
+    if settings.preview_list: settings = replace(settings, preview_texts=settings.preview_list)     # not their file
     return replace(settings, **{name: str(path.absolute()) for name, path in places.items() if path})
 
 # %% ../nbs/05g_runs.ipynb #new-folder-2-05f
