@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__
-from .outputs import FORMATS, ClipWriter, check_writable, output_paths, print_error, read_texts
+from .outputs import FORMATS, ClipWriter, check_writable, error_line, output_paths, print_error, read_texts
+from .usage import meant
 
 SAMPLERS = ('auto', 'unipc', 'dpm++', 'euler', 'heun', 'ddim')
 
@@ -32,6 +33,8 @@ def _cleaned(texts: list[str]) -> list[str]:  # as `one_line` has them
 def _requested_texts(a) -> tuple: # texts, and the language of each or None
     "`--text` and `--texts` together. Raises ValueError for none, or an empty one."
     lines, codes = read_texts(a.texts) if a.texts else ([], [])
+    for text in a.text or []:
+        if Path(text).suffix and Path(text).is_file(): raise ValueError(f'--text {text}: give a file as --texts {text}')
     texts = _cleaned((a.text or []) + lines)
     if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a text on each line')
     return texts, [code or a.language for code in [None]*(len(texts) - len(lines)) + codes]
@@ -52,6 +55,8 @@ def _run_render(a) -> None:  # a: parsed arguments
     "Draw words, or recorded poses."
     from text2sign.drawing import draw_pose, draw_words, save_drawing
     if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
+    for word in a.words:
+        if word.lower().endswith('.pose'): raise ValueError(f'{word}: for a pose file give --pose {word}')
     words = _cleaned(a.words)
     names = [Path(file).stem for file in a.pose] or words
     paths = output_paths(names, a.out, '-rendered', (*FORMATS, '.pose'))
@@ -199,7 +204,11 @@ def _how_to_resume(since: float,  # seconds since 1970
 # %% ../nbs/09a_cli.ipynb #069-09a
 class _Parser(argparse.ArgumentParser):
     "Mistakes in one line."
-    def error(self, message): self.exit(2, f'text2sign: error: {message} ("{self.prog} --help" shows how)\n')
+    argv = () # of the call, where what was meant is to be offered
+    def error(self, message):
+        right = self.argv and meant(self.argv, make_parser)
+        hint = f'; did you mean: text2sign {shlex.join(right)}' if right else f' ("{self.prog} --help" shows how)'
+        self.exit(2, f'text2sign: error: {message}{hint}\n')
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     "Defaults where there are some; examples as they are written."
@@ -385,7 +394,7 @@ _TOP_EXAMPLES = """examples:
 
 text2sign COMMAND --help says more about each; the notebooks in nbs/ say all."""
 
-def make_parser(argv=()) -> _Parser:  # argv: the long list of training settings is made only where it is asked for
+def make_parser(argv=()) -> _Parser:  # argv: of the call, for what was meant; and settings are listed where asked for
     "The parser of the whole command."
     top = _Parser('text2sign', description='Words in, a fingerspelling video out.', epilog=_TOP_EXAMPLES,
                  formatter_class=_Formatter)
@@ -393,6 +402,7 @@ def make_parser(argv=()) -> _Parser:  # argv: the long list of training settings
     commands = top.add_subparsers(metavar='COMMAND')
     wanted = 'train' in argv and {'-h', '--help'} & set(argv)
     for name, command in COMMANDS.items(): _add_command(commands, name, command, bool(wanted and name == 'train'))
+    for parser in (top, *commands.choices.values()): parser.argv = argv
     return top
 
 # %% ../nbs/09a_cli.ipynb #071-09a
@@ -415,7 +425,7 @@ def main(argv=None) -> int:  # arguments, None: those of the shell -> the exit c
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return COMMANDS[args.run].run(args) or 0
-    except (ValueError, OSError) as e: error = str(e).splitlines()[0]
+    except (ValueError, OSError) as e: error = error_line(e)
     except ModuleNotFoundError as e:
         if e.name not in EXTRAS: raise
         error = f"this needs {e.name}: pip install 'text2sign[{EXTRAS[e.name]}]'"

@@ -6,6 +6,7 @@
 __all__ = ['WRITERS', 'resized', 'save_clip', 'save_frames', 'read_about']
 
 # %% ../nbs/06a_export.ipynb #imports-06a
+import io
 import json
 import warnings
 from fractions import Fraction
@@ -86,8 +87,9 @@ def _write_npy(path, clip, fps, about):
     "The numbers alone."
     if about != '{}':
         warnings.warn('.npy has no room for what made a clip: it is left out (.npz keeps it)', stacklevel=3)
-    with open(path, 'wb') as file:
-        np.save(file, clip)
+    data = io.BytesIO()                 # numpy's own errors of a full disk have no number
+    np.save(data, clip)
+    Path(path).write_bytes(data.getbuffer())
 
 
 def _write_npz(path, clip, fps, about):
