@@ -63,11 +63,21 @@ def _rewritten(command: str, words: list, options: dict, settings: list) -> list
     return out
 
 # %% ../nbs/09_usage.ipynb #use-meant
-def _is_right(argv: list, make_parser) -> bool:
+def _settings(command: str) -> list[str]:
+    "Names of settings of training, for commands that take them; others need not load PyTorch."
+    if command not in ('train', 'look'): return []
     from text2sign.settings import Settings
+    return [line.split()[0] for line in Settings.help_lines()]
+
+
+def _is_right(argv: list, make_parser) -> bool:
     with contextlib.redirect_stderr(io.StringIO()):
-        try: Settings.from_pairs(getattr(make_parser().parse_args(argv), 'p', None) or [])
-        except (SystemExit, ValueError): return False
+        try: pairs = getattr(make_parser().parse_args(argv), 'p', None)
+        except SystemExit: return False
+    if not pairs: return True
+    from text2sign.settings import Settings
+    try: Settings.from_pairs(pairs)
+    except ValueError: return False
     return True
 
 
@@ -75,8 +85,6 @@ def meant(argv: list,      # as a shell has it, without `text2sign`; it is wrong
           make_parser,     # () -> the parser of the whole command
          ) -> list[str]:   # arguments that are right; [] where nobody can tell
     "The nearest right call."
-    from text2sign.settings import Settings
-    settings = [line.split()[0] for line in Settings.help_lines()]
     commands = next(action for action in make_parser()._actions if action.choices).choices
     first = argv[0]
     if first in _TEXT: argv = ['sample', *argv]
@@ -84,5 +92,5 @@ def meant(argv: list,      # as a shell has it, without `text2sign`; it is wrong
     if not argv or argv[0] not in commands: return []
     options = commands[argv[0]]._option_string_actions
     counts = {name: 1 if action.nargs is None else action.nargs for name, action in options.items()}
-    right = [argv[0], *_rewritten(argv[0], argv[1:], counts, settings)]
+    right = [argv[0], *_rewritten(argv[0], argv[1:], counts, _settings(argv[0]))]
     return right if _is_right(right, make_parser) else []
