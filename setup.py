@@ -8,7 +8,7 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-extras = {name: cfg[f'{name}_requirements'].split() for name in ('notebook', 'text', 'dev')}
+extras = {name: cfg[f'{name}_requirements'].split() for name in ('notebook', 'text', 'wandb', 'trackio', 'dev')}
 extras['dev'] = extras['notebook'] + extras['text'] + extras['dev']
 
 setup(

@@ -22,6 +22,7 @@ from .settings import Settings, divisors, fitting_heads, resolve_data
 from .spelling import split_letters
 from .text import encode_frozen
 from .texts import parse_languages
+from .trackers import check_tracker
 
 # %% ../nbs/05fb_checks.ipynb #check-05fb
 _AT_LEAST_1 = ('words', 'frames', 'patch_size', 'width', 'depth', 'heads', 'image_batch', 'batch', 'accumulation',
@@ -44,6 +45,7 @@ def check_settings(settings: Settings) -> None:
     _check_steps(settings)
     pick_precision(settings.precision, pick_device(settings.device))
     check_processes(settings.processes)
+    check_tracker(settings.tracker)
     if settings.objective_name != 'auto': get_objective(settings.objective_name)
     if known.get('kind') == 'VideoDiT' and settings.stage != 'video':
         raise ValueError(f'{settings.pretrained} is a video model: go on with it by stage=video, '

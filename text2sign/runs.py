@@ -126,7 +126,7 @@ def start_run(folder: Path,  # of the run
 _ANEW = ('run', 'resume', 'device', 'processes')
 _MOVABLE = ('data', 'vae', 'encoder', 'pretrained')
 _FREE = ('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep',
-         'preview_texts', 'accumulation', 'frame_chunk', 'fit_memory')
+         'preview_texts', 'tracker', 'accumulation', 'frame_chunk', 'fit_memory')
 
 
 def _has_moved(name: str, before, now) -> bool:

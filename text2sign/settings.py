@@ -77,6 +77,7 @@ class Settings:
     score_words: int = _setting(16, 'unseen words to generate and read back at each of these, up to 500; 0: none')
     score_steps: int = _setting(6, 'sampling steps of each of them')
     preview_texts: str = _setting('', 'texts of previews, with commas, or a file of lines; empty: some held-out ones')
+    tracker: str = _setting('tensorboard', 'where curves and previews go: tensorboard; also to wandb, or to trackio')
     save_minutes: float = _setting(1.0, 'minutes between saves; saving takes a twentieth of the time at most')
     keep: int = _setting(1, 'newest states to keep')
     seed: int = _setting(0, 'of everything but which words are held out')

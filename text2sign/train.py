@@ -22,7 +22,7 @@ from .diffusion import get_objective
 from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
 from .lora import add_lora
-from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, TensorBoardLogger, notebook_callbacks
+from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, notebook_callbacks
 from .preflight import Check, preflight
 from .prepare import (TrainingData, branch_shape, class_names, model_shape, objective_name, prepare_data,
                                preview, read_pretrained, score, score_table)
@@ -35,6 +35,7 @@ from .speed import (find_memory_settings, out_of_memory_message, peak_matmul_flo
                              seconds_a_step, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
+from .trackers import Callbacks, make_loggers
 from .trainer import Trainer, ValLoss, list_checkpoints
 from .video import VideoDiT, flops
 
@@ -281,12 +282,12 @@ def announce(self: Stage, trainer: Trainer, batches: Batches, report: Report) ->
 
 # %% ../nbs/05i_fit.ipynb #stage-callbacks-05h
 @patch
-def make_callbacks(self: Stage, trainer: Trainer) -> list:
-    "TensorBoard, the preview strips, and what a notebook shows."
-    if trainer.rank: return []
-    board = TensorBoardLogger(self.logs / self.name, trainer.step, self.data.clips.fps)
+def make_callbacks(self: Stage, trainer: Trainer) -> Callbacks:
+    "TensorBoard, another tracker, the preview strips, and what a notebook shows."
+    if trainer.rank: return Callbacks()
+    loggers = make_loggers(self.settings, self.logs / self.name, trainer.step, self.data.clips.fps)
     inline = notebook_callbacks(self.name, trainer.history) if trainer.world == 1 else []
-    return [board, StripWriter(self.folder), *inline]
+    return Callbacks([*loggers, StripWriter(self.folder), *inline])
 
 # %% ../nbs/05i_fit.ipynb #stage-arguments-05h
 @patch
@@ -340,17 +341,16 @@ def train_stage(accelerator,  # of the library accelerate, where this is one of 
                 stage: Stage,
                 ) -> list[Check]:  # the preflight
     "One stage, from its graft to its last step; in each process, where there are several."
-    settings = stage.settings
-    device = accelerator.device if accelerator else pick_device(settings.device)
+    device = accelerator.device if accelerator else pick_device(stage.settings.device)
     trainer, report = stage.make_trainer(device, accelerator)
     batches, val_loss = stage.make_batches(trainer.model, device)
-    if settings.fit_memory: trainer.recipe = find_memory_settings(trainer, batches)
+    if stage.settings.fit_memory: trainer.recipe = find_memory_settings(trainer, batches)
     if trainer.rank == 0: stage.announce(trainer, batches, report)
     if stage.has_state(trainer): trainer.resume(stage.folder, stage.name)
     checks = stage.check_model(trainer, batches)
     stage.choose_steps(trainer, batches)
-    callbacks = stage.make_callbacks(trainer)
-    fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **stage.arguments())
+    with stage.make_callbacks(trainer) as callbacks:
+        fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **stage.arguments())
     return checks
 
 # %% ../nbs/05i_fit.ipynb #result-05h

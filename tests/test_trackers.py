@@ -1,0 +1,74 @@
+"""Scalars and previews arrive in the trackers themselves, where they are installed: wandb offline, trackio locally."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent.parent
+LOSSES = {step: 1/(1 + step) for step in range(0, 12, 2)}
+LOG = '''
+import sys
+from pathlib import Path
+import numpy as np
+from text2sign.trackers import TrackerLogger
+name, folder = sys.argv[1:]
+moving = np.arange(5, dtype=np.uint8)[:, None, None, None] + np.zeros((5, 8, 8, 3), np.uint8)
+for first in (0, 6):                                                    # a run, and the same run resumed
+    logger = TrackerLogger(name, Path(folder)/'mine'/'video', dict(lr=1e-3), first)
+    for step in range(first, first + 6, 2):
+        previews = [('HI', moving), ('ZOE', moving + np.uint8(step))]
+        logger('video', {'step': step, 'val_loss': 1/(1 + step)}, dict(average=previews))
+    logger.close()
+'''
+
+
+def log_by(name, folder, **env):
+    env = os.environ | dict(PYTHONPATH=str(HERE)) | env
+    done = subprocess.run([sys.executable, '-c', LOG, name, str(folder)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def records(file):
+    "Of a .wandb file: LevelDB's log format after 7 bytes, blocks of 32 KiB, records in one or more parts."
+    data, at, whole = file.read_bytes(), 7, b''
+    while at + 7 <= len(data):
+        left = 2**15 - at % 2**15
+        if left < 7: at += left; continue
+        length, kind = int.from_bytes(data[at + 4:at + 6], 'little'), data[at + 6]
+        whole += data[at + 7:at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):                                              # all of it, or the last part
+            yield whole
+            whole = b''
+
+
+def test_wandb(tmp_path):
+    pytest.importorskip('wandb')
+    from wandb.proto.wandb_internal_pb2 import Record
+    log_by('wandb', tmp_path, WANDB_MODE='offline', WANDB_SILENT='true')
+    files = sorted(tmp_path.rglob('run-*.wandb'))
+    values, ids = {}, set()
+    for file in files:
+        for data in records(file):
+            record = Record.FromString(data)
+            if record.run.run_id: ids.add(record.run.run_id)
+            row = {item.key or '/'.join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            if 'val_loss' in row: values[record.history.step.num] = row['val_loss']
+    assert values == LOSSES
+    assert len(files) == 2 and len(ids) == 1                            # two processes of one run
+    assert len(list(tmp_path.rglob('media/**/average_*.gif'))) == 6
+
+
+def test_trackio(tmp_path):
+    pytest.importorskip('trackio')
+    log_by('trackio', tmp_path, TRACKIO_DIR=str(tmp_path/'db'))
+    code = ('import json; from trackio.sqlite_storage import SQLiteStorage as s; '
+            'print(json.dumps(s.get_logs("text2sign", "mine-video"), default=str))')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                          env=os.environ | dict(TRACKIO_DIR=str(tmp_path/'db')))
+    rows = json.loads(done.stdout.splitlines()[-1])
+    assert {row['step']: row['val_loss'] for row in rows if 'val_loss' in row} == LOSSES
+    assert len(list((tmp_path/'db').rglob('*.gif'))) == 6
