@@ -8,13 +8,15 @@ __all__ = ['load_vae', 'decode_latents', 'posterior', 'vae_key', 'encode_clips',
 # %% ../nbs/00m_latents.ipynb #imports-00e
 import hashlib
 import json
+import re
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from .clips import Clips, load_or_make
 from .core import cache_dir, file_trace, only_local, progress_bar
@@ -24,25 +26,131 @@ _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
 
 @lru_cache(maxsize=1)
 def load_vae(
-    name: str,  # a folder, or a name on the Hugging Face hub
+    name: str,  # a folder, a file, or a name on the Hugging Face hub
     device='cpu',
 ):  # diffusers' AutoencoderKL or AutoencoderTiny, in evaluation mode
     "An autoencoder between pixels and latents. Raises FileNotFoundError or ValueError in one line."
+    files = _plain_files(Path(name))
+    vae = _load_plain(files) if files else _load_diffusers(name)
+    return vae.to(device).eval().requires_grad_(False)
+
+# %% ../nbs/00m_latents.ipynb #diffusers-00e
+def _load_diffusers(name: str):  # a folder or a hub id
     import diffusers
     local = only_local(name)
     try:
-        kind = diffusers.AutoencoderKL.load_config(name, local_files_only=local).get('_class_name')
-        if kind in _KINDS:
-            how = dict(torch_dtype=torch.float32, local_files_only=local)
-            vae = getattr(diffusers, kind).from_pretrained(name, **how)
+        kind, where = _kind_of(name, local)
+        if kind in _KINDS: return _read_weights(getattr(diffusers, kind), name, **where)
     except (OSError, ValueError) as e:
         away = local and not Path(name).is_dir()
         why = 'which cannot be reached now' if away else str(e).splitlines()[0][:120]
-        raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, '
-                                f'or a name on the Hugging Face hub ({why})') from None
-    if kind not in _KINDS:
-        raise ValueError(f'{name} is a {kind}: {" and ".join(_KINDS)} can be used')
-    return vae.to(device).eval().requires_grad_(False)
+        raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, a file of '
+                                f'a tiny one, or a name on the Hugging Face hub ({why})') from None
+    raise ValueError(f'{name} is a {kind}: {" and ".join(_KINDS)} can be used')
+
+# %% ../nbs/00m_latents.ipynb #kind-00e
+def _kind_of(name: str, local: bool) -> tuple:  # the class it names; arguments of `from_pretrained` that find it
+    "Of the folder itself, else of the `vae` in a pipeline's."
+    from diffusers import AutoencoderKL
+    where = dict(local_files_only=local)
+    try:
+        return AutoencoderKL.load_config(name, **where).get('_class_name'), where
+    except OSError as e:
+        where['subfolder'] = 'vae'
+        try: return AutoencoderKL.load_config(name, **where).get('_class_name'), where
+        except OSError: raise e from None
+
+def _read_weights(kind, name: str, **where):
+    "Raises OSError where there are none, in full or in half precision."
+    try:
+        return kind.from_pretrained(name, torch_dtype=torch.float32, **where)
+    except OSError as e:
+        try: return kind.from_pretrained(name, torch_dtype=torch.float32, variant='fp16', **where)
+        except (OSError, ValueError): raise e from None
+
+# %% ../nbs/00m_latents.ipynb #plain-files-00e
+_PLAIN = ('.safetensors', '.pth', '.pt')
+
+_HALF = '(?<!auto)(encoder|decoder)'
+
+def _plain_files(path: Path) -> list:  # of a tiny autoencoder: one, or encoder and decoder; []: it is no such thing
+    "Raises ValueError for a half of a pair whose other half is not there."
+    if path.is_dir() and not (path/'config.json').exists() and not (path/'vae').is_dir():
+        found = [p for p in sorted(path.iterdir()) if p.suffix in _PLAIN and re.search(_HALF, p.name)]
+        found = [p for p in found if 'encoder' in p.name] or found
+        if len(found) > 1: raise ValueError(f'{path} holds {len(found)} encoders: give one of them, such as {found[0]}')
+        path = found[0] if found else path
+    if path.suffix not in _PLAIN or not path.is_file(): return []
+    if not re.search(_HALF, path.name): return [path]
+    pair = [path.with_name(re.sub(_HALF, half, path.name)) for half in ('encoder', 'decoder')]
+    lost = [p.name for p in pair if not p.is_file()]
+    if lost: raise ValueError(f'{path} is half of an autoencoder: {lost[0]} must lie beside it')
+    return pair
+
+# %% ../nbs/00m_latents.ipynb #plain-read-00e
+def _read_file(path: Path) -> dict:  # name -> float32 tensor
+    "Raises ValueError for what is no file of tensors."
+    try:
+        if path.suffix == '.safetensors': weights = load_file(path)
+        else: weights = torch.load(path, map_location='cpu', weights_only=True)
+        return {name: tensor.float() for name, tensor in weights.items()}
+    except Exception as e:
+        why = str(e).splitlines()[0][:80]
+        raise ValueError(f'{path} cannot be read as weights of an autoencoder ({why})') from None
+
+def _halves(files: list) -> list:  # weights of the encoder, of the decoder: '0.weight', ...
+    if len(files) == 2: return [_read_file(file) for file in files]
+    weights = _read_file(files[0])
+    return [{name.removeprefix(half).removeprefix('layers.'): tensor for name, tensor in weights.items()
+             if name.startswith(half)} for half in ('encoder.', 'decoder.')]
+
+# %% ../nbs/00m_latents.ipynb #plain-load-00e
+def _blocks(half: dict) -> tuple:  # how many follow each convolution; nothing follows the last
+    counts = []
+    for i in sorted({int(name.split('.')[0]) for name in half}):
+        if f'{i}.weight' in half: counts.append(0)
+        else: counts[-1] += 1
+    return tuple(counts[:-1])
+
+def _tiny_shape(encoder: dict, decoder: dict) -> dict:  # arguments of `AutoencoderTiny`
+    down, up, first = _blocks(encoder), _blocks(decoder), encoder['0.weight']
+    last = max((name for name in encoder if name.count('.') == 1), key=lambda name: int(name.split('.')[0]))
+    return dict(in_channels=first.shape[1], out_channels=first.shape[1], latent_channels=len(encoder[last]),
+                num_encoder_blocks=down, num_decoder_blocks=up, encoder_block_out_channels=(len(first),)*len(down),
+                decoder_block_out_channels=(len(first),)*len(up))
+
+# %% ../nbs/00m_latents.ipynb #plain-load-2-00e
+def _load_plain(files: list):  # -> AutoencoderTiny
+    "Raises ValueError where the tensors are not those of a tiny autoencoder."
+    from diffusers import AutoencoderTiny
+    halves = _halves(files)
+    try:
+        vae = AutoencoderTiny(**_tiny_shape(*halves))
+        weights = {}
+        for half, part in zip(('encoder', 'decoder'), halves):
+            skipped = min(int(name.split('.')[0]) for name in part)  # a decoder's first layer has no weights
+            for name, tensor in part.items():
+                i, rest = name.split('.', 1)
+                weights[f'{half}.layers.{int(i) - skipped}.{rest}'] = tensor
+        _add_pools(vae, weights)
+        vae.load_state_dict(weights)
+    except (KeyError, ValueError, IndexError, AttributeError, RuntimeError):
+        raise ValueError(f'{files[0]} has not the layers of a tiny autoencoder: give the folder of a diffusers '
+                         'autoencoder, with its config.json') from None
+    return vae
+
+# %% ../nbs/00m_latents.ipynb #pools-00e
+def _add_pools(vae, weights: dict) -> None:
+    "The branch that some blocks have before their convolutions."
+    for name in sorted({name.split('.pool.')[0] for name in weights if '.pool.' in name}):
+        wide, width = weights[f'{name}.pool.0.weight'].shape[:2]
+        block = vae.get_submodule(name)
+        block.pool = nn.Sequential(nn.Conv2d(width, wide, 1, bias=False), nn.GroupNorm(4, wide), nn.ReLU(),
+                                   nn.Conv2d(wide, width, 1, bias=False))
+        block.register_forward_pre_hook(_pooled)
+
+def _pooled(block, inputs: tuple) -> tuple:
+    return inputs[0] + block.pool(inputs[0]),
 
 # %% ../nbs/00m_latents.ipynb #scale-00e
 def _scale_and_shift(vae) -> tuple:  # each a number, or a tensor (C, 1, 1) with one for each channel
@@ -128,7 +236,7 @@ _VERSION = 3  # of what is kept: a new number makes every cached file stale
 
 def vae_key(vae: str) -> list:  # as JSON can hold it
     "What decides the latents of given frames; of a hub id only its name is known."
-    return [_VERSION, vae, file_trace(vae) if Path(vae).is_dir() else []]
+    return [_VERSION, vae, file_trace(vae) if Path(vae).exists() else []]
 
 def _latents_path(clips: Clips, vae: str) -> Path:
     about = json.dumps([*vae_key(vae), clips.frames.shape])

@@ -242,7 +242,7 @@ def _absolute(settings: Settings) -> Settings:
     "A run goes on from any folder, so it keeps where its data and models are, not how one gets there from here."
     places = dict(data=resolve_data(settings.data))
     for name in ('vae', 'encoder'):
-        if (value := getattr(settings, name)) and Path(value).is_dir(): places[name] = Path(value)
+        if (value := getattr(settings, name)) and Path(value).exists(): places[name] = Path(value)
     if settings.preview_list: settings = replace(settings, preview_texts=settings.preview_list)     # not their file
     return replace(settings, **{name: str(path.absolute()) for name, path in places.items() if path})
 

@@ -43,7 +43,7 @@ class Settings:
     skip: int = _setting(0, 'own poses: frames left out at the start of each recording')
     fps: float = _setting(12.0, 'own films are read at so many frames a second; their length and speed stay')
     sentences: int = _setting(0, 'own clips of single signs: compose so many sentences of them; 0: clips as they are')
-    vae: str = _setting('', 'train on latents of this diffusers VAE (folder or hub id); empty: pixels')
+    vae: str = _setting('', 'train on latents of this diffusers VAE (folder, file or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
     words: int = _setting(600, 'training words')
     max_letters: int = _setting(3, "longest training word; n letters need 5n-1 frames, except on the text's axis")
