@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned',
-           'files_below', 'file_trace', 'load_json', 'save_npz', 'exclusive', 'end_with_parent', 'interruptible',
-           'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count', 'available_memory',
-           'pixel_bytes', 'check_free_memory', 'only_local', 'format_time', 'nearest_name', 'one_line', 'slug',
-           'progress_bar', 'slow_cells']
+           'files_below', 'file_trace', 'cached_while_same', 'load_json', 'save_npz', 'exclusive', 'end_with_parent',
+           'interruptible', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
+           'available_memory', 'pixel_bytes', 'check_free_memory', 'only_local', 'format_time', 'nearest_name',
+           'one_line', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -22,6 +22,7 @@ import unicodedata
 import zipfile
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import lru_cache, wraps
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,18 @@ def file_trace(path) -> list:  # of (name, bytes, nanoseconds since 1970)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     stats = [(file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+# %% ../nbs/00_core.ipynb #cached-core
+def cached_while_same(load):  # called as load(name, ...), name: a folder, or else something that keeps its content
+    "Decorator: what was loaded last is given again, unless the arguments or the folder's files are others."
+    @lru_cache(maxsize=1)
+    def load_anew(trace, name, *args, **kwargs): return load(name, *args, **kwargs)
+
+    @wraps(load)
+    def cached(name, *args, **kwargs):
+        return load_anew(tuple(file_trace(name)) if Path(name).is_dir() else (), name, *args, **kwargs)
+    cached.cache_clear = load_anew.cache_clear
+    return cached
 
 # %% ../nbs/00_core.ipynb #json-core
 def load_json(path,  # of a file that this package has written

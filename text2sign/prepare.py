@@ -21,6 +21,7 @@ from .clips import Clips
 from .core import pick_device, pixel_bytes, shipped_dir
 from .dit import DiT, ModelConfig, check_shape, shape_of
 from .finite import check_data
+from .latents import latent_scale
 from .lexicon import LANGUAGES
 from .runs import PARTS, fingerprint, part_digest
 from .settings import Settings, resolve_data
@@ -269,6 +270,7 @@ def prepare_data(settings: Settings,
     "Everything that the run sees. Raises ValueError for words, clips or scores that there cannot be."
     path = resolve_data(settings.data)
     parts = {name: part_digest(name, getattr(settings, name), settings.device) for name in PARTS}
+    parts['vae_scale'] = latent_scale(settings.vae, pick_device(settings.device))
     if path: data = _own_data(settings, path)
     else: data = _axis_data(settings, config) if settings.on_axis else _corpus_data(settings, config)
     if not data.content:

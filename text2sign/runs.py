@@ -108,8 +108,8 @@ def _is_trace(path: Path) -> bool:
 
 # %% ../nbs/05g_runs.ipynb #start-run-05f
 def _write_settings(folder: Path, settings: dict) -> None:
-    with atomic_path(folder / 'settings.json') as part:
-        part.write_text(json.dumps(settings, indent=1))
+    text = json.dumps(settings, indent=1, ensure_ascii=False)           # so that YAML can read all of it, too
+    with atomic_path(folder / 'settings.json') as part: part.write_bytes(text.encode(errors='backslashreplace'))
 
 
 def start_run(folder: Path,  # of the run
@@ -137,7 +137,8 @@ def _has_moved(name: str, before, now) -> bool:
 # %% ../nbs/05g_runs.ipynb #merge-05f
 def _saved_settings(folder: Path) -> dict:
     "Raises ValueError that names the file where it is damaged, or of another version."
-    otherwise = f'put it back as it was, or begin a new run from its weights: {begin_from(folder)}'
+    anew = f'-p pretrained {shlex.quote(folder.name)} -p run NAME'
+    otherwise = f'put it back as it was, or begin a new run from its weights: {anew}, and its other settings'
     saved = load_json(folder / 'settings.json', otherwise)
     try:
         Settings.from_pairs(saved.items())
@@ -230,7 +231,8 @@ def _check(settings: Settings) -> None:
         check_settings(settings)
     except FileNotFoundError as e:
         if not settings.resume: raise
-        raise FileNotFoundError(f'{e}; where the same data has moved to: -p data NEW') from None
+        gone = next((name for name in _MOVABLE if (value := getattr(settings, name)) and value in str(e)), 'data')
+        raise FileNotFoundError(f'{e}; where it has moved to: -p {gone} NEW') from None
 
 
 def _newest_name() -> str:
@@ -323,7 +325,7 @@ def data_differences(before: list, now: list) -> str:  # of `fingerprint`; '' wh
     changed = [name for name in new if name in old and new[name] != old[name]]
     kinds = dict(added=added, removed=removed, renamed=renamed, changed=changed)
     found = [_named(what, names) for what, names in kinds.items() if names]
-    if not found and before != now: found = ['the clips are in another order, or some are there twice']
+    if not found and before != now: found = ['other clips are held out, or in another order, or there twice']
     return ', '.join(found)
 
 # %% ../nbs/05g_runs.ipynb #same-05fa
@@ -337,6 +339,8 @@ def keep_content(folder: Path,  # of the run
         before = load_json(file, 'where the data and the models are as they were, delete it to go on', ['data'])
         data = data_differences(before['data'], json.loads(json.dumps(content['data'])))
         differ = [f'{name} has other weights' for name in PARTS if before.get(name, content[name]) != content[name]]
+        scale = content.get('vae_scale')
+        if before.get('vae_scale', scale) != scale: differ.append('vae scales its latents otherwise')
         if data: differ.append(f'of the data {data}')
         if differ:
             raise ValueError(f'run {folder.name!r} was begun with something else: {"; ".join(differ)}. Put it back as '

@@ -7,7 +7,6 @@ __all__ = ['BOS', 'EOS', 'PAD', 'REPEAT', 'tokenize', 'TextEncoder', 'load_froze
 
 # %% ../nbs/01a_text.ipynb #002-01a
 import warnings
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .core import only_local
+from .core import cached_while_same, only_local
 from .dit import sincos
 
 # %% ../nbs/01a_text.ipynb #033-01
@@ -82,7 +81,7 @@ class TextEncoder(nn.Module):
         return self.layers(x, src_key_padding_mask=~mask)  # (B, M, E)
 
 # %% ../nbs/01a_text.ipynb #037-01
-@lru_cache(maxsize=1)
+@cached_while_same
 def load_frozen_encoder(
     name: str,  # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
 ) -> tuple:  # (tokenizer, encoder)

@@ -393,7 +393,8 @@ def _without(states: list[Path], stage: str) -> str:  # the newest of which is d
     return f'no other state of this run is kept: begin a new run from its weights: {begin_from(folder)}'
 
 def begin_from(folder: Path) -> str:  # for a command; the folder of a run
-    return f'-p pretrained {shlex.quote(folder.name)} -p run NAME'
+    stage = ' -p stage video'*(folder/'video.safetensors').exists()
+    return f'-f {shlex.quote(str(folder/"settings.json"))}{stage} -p pretrained {shlex.quote(folder.name)} -p run NAME'
 
 # %% ../nbs/05b_trainer.ipynb #b-resume
 @patch
