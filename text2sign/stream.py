@@ -9,6 +9,7 @@ __all__ = ['noise_blocks', 'Wave', 'stream', 'is_streamed', 'write_clips']
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ class Wave:
                 ):
         self.starts, self.window, self.predict, self.noise = starts, window, predict, noise
         self.objective, self.new_scheduler, self.levels = objective, new_scheduler, levels
+        self.report = None               # called as report(k, first frame, x0 (1, n, C, H, W)) after step k of n frames
         self.blocks = {}                 # number -> `_Block`, while it is denoised
         self.next = [0]*len(levels)      # at each step the window that comes next
 
@@ -87,15 +89,16 @@ def _advance(self: Wave, k: int) -> None:
         part, parts = parts.split([n := min(block.x.shape[1], parts.shape[1]), parts.shape[1] - n], 1)
         if block.sum is None: block.sum = part.new_zeros(*block.x.shape[:2], *part.shape[2:])
         block.sum[:, :n] += part
-    self._step(own[0])
+    self._step(own[0], self.starts[w])
     self.next[k] += 1
 
 # %% ../nbs/06d_stream.ipynb #5b79f6f2
 @patch
-def _step(self: Wave, block: _Block) -> None:
+def _step(self: Wave, block: _Block, first: int) -> None:
     k = block.level
-    block.x, _ = scheduler_step(block.scheduler, self.objective, block.x, block.sum, k, self.levels[k])
+    block.x, x0 = scheduler_step(block.scheduler, self.objective, block.x, block.sum, k, self.levels[k])
     block.level, block.sum = k + 1, None
+    if self.report: self.report(k, first, x0)
 
 # %% ../nbs/06d_stream.ipynb #6a286432
 def _wave(model: VideoDiT, clip: LongClips, conditions: tuple, T: int, seed: int, new_scheduler, guide) -> Wave:
@@ -111,6 +114,10 @@ def _wave(model: VideoDiT, clip: LongClips, conditions: tuple, T: int, seed: int
     levels = noise_levels(new_scheduler(), objective)
     return Wave(starts, windows.window, predict, (x.to(device) for x in noise), objective, new_scheduler, levels)
 
+def _counting(callback, total: int): # -> report(k, first, x0)
+    done = count(1)
+    return lambda *step: callback(next(done), total, *step)
+
 # %% ../nbs/06d_stream.ipynb #901c9fe0
 @torch.no_grad()
 def stream(model: VideoDiT,
@@ -121,12 +128,16 @@ def stream(model: VideoDiT,
            sampler: str | None = None, # the same
            precision: str = 'auto',
            language: str | None = None, # ISO 639-3; None: the only one that the model knows, of several ase
+           callback=None, # called after every model call as callback(done, total, k, first, x0): n frames, from the
+                          # first on, took step k, from 0; x0 (1, n, C, H, W) is what is expected of them
           ) -> Iterator: # of uint8 (n, H, W, 3), half a window each: together the clip that `generate` makes
     "Frames of a text as they are finished. Raises ValueError as `generate` does."
     config = model.config
     steps, guidance, sampler = config.sampling(steps, guidance, sampler).values()
     if config.text_position == 'frame':
-        yield from generate(model, [text], None, steps, guidance, seed, sampler, precision=precision, language=language)
+        how = dict(seed=seed, sampler=sampler, precision=precision, language=language)
+        report = callback and (lambda done, total, x0: callback(done, total, done - 1, 0, x0))
+        yield from generate(model, [text], None, steps, guidance, **how, callback=report)
         return
     code, = text_languages(config, [text], language)
     letters = text_letters(config, text, code)
@@ -137,6 +148,7 @@ def stream(model: VideoDiT,
     clip = LongClips([letters], [left], [T], config.frames, 1)
     wave = _wave(model, clip, _encode_texts(model, [join_letters(letters) or text], [code]), T, seed,
                  partial(make_scheduler, objective, steps, sampler), partial(guided, forward, guidance=guidance))
+    if callback: wave.report = _counting(callback, len(wave.starts)*len(wave.levels))
     for b in range(len(wave.starts)):
         frames = to_pixels(wave.bring(b, len(wave.levels)).x)[0][:left]
         del wave.blocks[b]
