@@ -21,6 +21,7 @@ def image_tag(frame: np.ndarray,  # uint8 (H, W, 3)
     data = base64.b64encode(jpeg).decode()
     return f'<img src="data:image/jpeg;base64,{data}" style="height:{height}px;max-width:100%">'
 
+# %% ../nbs/09_page.ipynb #video-page
 def video_tag(clip: np.ndarray,  # uint8 (T, H, W, 3)
               fps: float = 12,  # frames a second
               height: int = 208,  # pixels on the page
@@ -44,6 +45,7 @@ def frames_tag(clip: np.ndarray,  # uint8 (T, H, W, 3)
     cells = [cell.format(image_tag(frame, height), html.escape(letter)) for frame, letter in zip(clip, letters)]
     return f'<div class="frames" style="display:flex;flex-wrap:wrap;gap:2px">{"".join(cells)}</div>'
 
+# %% ../nbs/09_page.ipynb #letters2-page
 def letters_tag(clip: np.ndarray,  # uint8 (T, H, W, 3)
                 reader,  # `Reader`, or a text: why there is none
                 text: str = '',  # what was asked for, as the alphabet has it

@@ -251,6 +251,7 @@ def generate(self: Panel,
         self.worker = threading.Thread(target=self.work, args=(asked, pause is not None), daemon=True)
         self.worker.start()
 
+# %% ../nbs/09_panel.ipynb #forget-keys-09
 @patch
 def forget_keys(self: Panel) -> None:
     "Nothing is begun for a key that was pressed."
@@ -271,6 +272,7 @@ def typed(self: Panel) -> None:
         pause.daemon = True
         pause.start()
 
+# %% ../nbs/09_panel.ipynb #paused-09
 @patch
 def paused(self: Panel, pause) -> None:  # the timer that has run out
     "In its thread: wait for the end of what was given up, then begin."
@@ -360,6 +362,7 @@ def sample(self: Panel, model, text: str, setting: dict, frames: int, i: int, n:
         if sum(map(len, pieces)) < frames: self.show_piece(i, text, np.concatenate(pieces))
     return np.concatenate(pieces), [torch.stack(eight) for eight in estimates.steps]
 
+# %% ../nbs/09_panel.ipynb #show-piece-09
 @patch
 def show_piece(self: Panel, i: int, text: str, clip: np.ndarray) -> None:
     "Put what there is of the i-th clip on the page, in place of the clip before."
