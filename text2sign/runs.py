@@ -335,6 +335,7 @@ def keep_content(folder: Path,  # of the run
                  ) -> None:
     "Keep the fingerprint beside the settings. Raises ValueError naming what is not as it was when the run began."
     file = folder / 'content.json'
+    if resumed and not file.exists(): print(f'{file} is gone: whether data and models are still the same is not known')
     if resumed and file.exists():
         before = load_json(file, 'where the data and the models are as they were, delete it to go on', ['data'])
         data = data_differences(before['data'], json.loads(json.dumps(content['data'])))

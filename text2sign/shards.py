@@ -139,10 +139,19 @@ def write_shard(path,  # a .safetensors file
     "Write one shard, whole or not at all. Raises OSError where there is no room."
     _, lists, about = _split_fields(clips)
     noted = dict(lists=lists, about=about, longest=clips.frames.shape[1], report=report or {})
+    tensors = _tensors(clips)
+    noted['crc32'] = _checksum(tensors, noted)
     try:
-        with atomic_path(path) as part: save_file(_tensors(clips), part, dict(clips=json.dumps(noted)))
+        with atomic_path(path) as part: save_file(tensors, part, dict(clips=json.dumps(noted)))
     except SafetensorError as e:
         raise OSError(str(e)) from None
+
+# %% ../nbs/00o_shards.ipynb #checksum-00n
+def _checksum(arrays: dict, noted: dict) -> int:  # noted: by `write_shard`
+    "Of all but the frames, whose rows have checksums of their own."
+    found = zlib.crc32(json.dumps(noted).encode())
+    for name in sorted(set(arrays) - set(_PIXELS)): found = zlib.crc32(np.ascontiguousarray(arrays[name]), found)
+    return found
 
 # %% ../nbs/00o_shards.ipynb #write-00n
 def write_shards(folder,
@@ -192,12 +201,12 @@ def _header(path: Path) -> tuple:  # name -> entry of the table; bytes before th
         with open(path, 'rb') as file:
             length, = struct.unpack('<Q', file.read(8))
             table = json.loads(file.read(length))
-        about = json.loads(table.pop('__metadata__')['clips'])
+        noted = json.loads(table.pop('__metadata__')['clips'])
     except (struct.error, ValueError, KeyError, MemoryError, OverflowError):
         raise ValueError(f'{path} is no shard') from None
     end = 8 + length + max(entry['data_offsets'][1] for entry in table.values())
     if path.stat().st_size != end: raise ValueError(f'{path} is cut off')
-    return table, 8 + length, about
+    return table, 8 + length, noted
 
 # %% ../nbs/00o_shards.ipynb #small-00n
 _TYPES = dict(U8='uint8', U32='uint32', I64='int64', F16='float16', F32='float32')   # safetensors' names -> numpy's
@@ -221,15 +230,17 @@ class _Shard:
 
 def _open_shard(path: Path) -> _Shard:
     table, start, noted = _header(path)
+    wanted = noted.pop('crc32', None)                                   # older shards have none
+    small = {name: _small(path, table, start, name) for name in table if name not in _PIXELS}
+    if wanted not in (None, _checksum(small, noted)): raise ValueError(f'{path} is damaged (a checksum is wrong)')
     def column(name):
         if name not in table: return None
         entry = table[name]
         offset = start + entry['data_offsets'][0]
-        checksums = _small(path, table, start, f'{name}_crc32')
+        checksums = small.pop(f'{name}_crc32')
         return _Column(path, offset, tuple(entry['shape'][1:]), np.dtype(_TYPES[entry['dtype']]), checksums)
-    large = {f'{name}{end}' for name in _PIXELS for end in ('', '_crc32')}
-    small = {name: _small(path, table, start, name) for name in table if name not in large}
-    return _Shard(noted, small, column('frames'), column('std'))
+    frames, std = column('frames'), column('std')
+    return _Shard(noted, small, frames, std)
 
 # %% ../nbs/00o_shards.ipynb #open-00n
 def holds_shards(folder) -> bool: return (Path(folder) / 'shards.json').is_file()

@@ -149,8 +149,8 @@ def _check_folder(trainer: Trainer, folder: Path, stage: str) -> None:
     "Raises FileExistsError where a new training would write over another one."
     old = [*folder.glob(f'{stage}.safetensors'), *list_checkpoints(folder, stage)]
     if old and not trainer.step:
-        raise FileExistsError(f'{old[-1]} is of a training that began before this one: go on with it (resume), '
-                              'or take another folder')
+        raise FileExistsError(f'{old[-1]} is of a training that began before this one: go on with it (resume), take '
+                              'another folder or, where its state is gone, delete it to train this stage anew')
 
 
 def _compile(trainer: Trainer, batches: Batches, stage: str) -> None:
