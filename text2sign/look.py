@@ -270,6 +270,16 @@ def seconds_by_stage(settings: Settings,
         stage.weights = {}                                                    # the next one grows out of this one
     return out
 
+# %% ../nbs/09b_look.ipynb #look-phases
+def _phases(texts: list, sample: Clips) -> list: # units such as HELLO/1
+    "Of the signs that sentences are made of; one that is not in the sample has as many as the others usually have."
+    from text2sign.compose import SignDictionary, sign_name
+    from text2sign.spelling import sign_phases
+    known = SignDictionary(sample).phases
+    usual = round(np.mean([len(own) for own in known.values()]))
+    signs = dict.fromkeys(map(sign_name, texts))
+    return [phase for sign in signs for phase in known.get(sign) or sign_phases(sign, usual)]
+
 # %% ../nbs/09b_look.ipynb #look-steps-2
 @patch
 def expect(self: Look) -> None: # adds to `training`
@@ -284,8 +294,10 @@ def expect(self: Look) -> None: # adds to `training`
         self.training.append(f'{stage}: {steps:,} steps of {batch} {unit}, about {took} here ({a_step:.2g} s a step)')
         left -= steps*a_step/60
     if settings.minutes: self.training.append(f'it stops after {settings.minutes:g} minutes, also before the last step')
-    if settings.sentences or 'video' not in settings.stages: return
-    line = forecast(replace(settings, steps=steps), [s.text for s in trained], self.sample.lengths)
+    if 'video' not in settings.stages: return
+    texts = [s.text for s in trained]
+    phases = _phases(texts, self.sample) if settings.sentences else ()
+    line = forecast(replace(settings, steps=steps), texts, self.sample.lengths, phases)
     self.training.append(line.partition(': ')[2].partition(': ')[2])
 
 # %% ../nbs/09b_look.ipynb #look-before
