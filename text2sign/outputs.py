@@ -177,6 +177,13 @@ def _seconds_a_frame(model, text: str, clips: int, frames: int, how: dict) -> fl
     generate(model, [text]*clips, frames, steps=3, callback=callback, **how)
     return (ends[-1] - ends[0])/(len(ends) - 1)/(clips*frames)
 
+# %% ../nbs/06c_outputs.ipynb #out-time-long
+def _attending(model, text: str, lengths: list, how: dict) -> float: # seconds a frame, besides those of 16 frames
+    "Off the text's axis a frame attends to all others of its clip: what it costs grows with their number."
+    short, long = (_seconds_a_frame(model, text, 1, frames, how) for frames in (16, 64))
+    usual = sum(n*n for n in lengths)/sum(lengths)              # of the clip that a frame is in
+    return max(0, long - short)/(64 - 16)*(usual - 16)
+
 # %% ../nbs/06c_outputs.ipynb #out-time2
 def check_time(model,               # `VideoDiT`
                text: str,           # one of the texts, to measure with
@@ -198,7 +205,9 @@ def check_time(model,               # `VideoDiT`
     if work*patches*sum(p.numel() for p in model.parameters()) < _LARGE: return
     clips, longest = [n for lengths, _ in requests for n in lengths], max(max(lengths) for lengths, _ in requests)
     together = max(1, min(batch, len(clips) if model.config.text_position == 'frame' else work//(16*steps)))
-    seconds = work*_seconds_a_frame(model, text, together, min(16, longest), how)
+    a_frame = _seconds_a_frame(model, text, together, min(16, longest), how)
+    if model.config.text_position == 'frame' and longest > 64: a_frame += _attending(model, text, clips, how)
+    seconds = work*a_frame
     if seconds <= _PATIENCE: return
     times = {'lower --steps': steps/model.config.steps, shorter: longest/max(model.config.frames, 1), fewer: len(clips)}
     raise ValueError(f'{steps} steps of {sum(clips)} frames would take about {format_time(seconds)}: '
