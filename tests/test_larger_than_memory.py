@@ -64,4 +64,5 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
     held = json.loads(done.stdout.splitlines()[-1])
     print(held)
     assert held['set'] > .9*GIB*2**30
-    assert held['most'] - held['before'] < 2**27
+    assert held['most'] - held['before'] < 2**28                        # some steps that are read ahead
+    if GIB >= 4: assert held['most'] < held['set']/2                    # the program itself takes up to 1 GB
