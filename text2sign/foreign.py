@@ -94,6 +94,11 @@ def _is_table(found) -> bool:
         return False
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
 
+def _odd_one(found) -> str:  # '' where there is no tensor at all
+    "What lies among tensors, and is none."
+    odd = [key for key, value in found.items() if not isinstance(value, Tensor)] if isinstance(found, dict) else []
+    return f' alone ({odd[0]} is a {type(found[odd[0]]).__name__})' if odd and len(odd) < len(found) else ''
+
 # %% ../nbs/01k_foreign.ipynb #76c27245
 def find_tensors(
     found,  # what a file held
@@ -106,15 +111,17 @@ def find_tensors(
         found = next((table for table in inner if isinstance(table, dict) and table), found)
         found = {key: value for key, value in found.items() if not isinstance(value, _PLAIN)}
     if not _is_table(found):
-        raise ValueError(f'{path} holds no table of tensors: '
+        raise ValueError(f'{path} holds no table of tensors{_odd_one(found)}: '
                          'expected weights at the top or under ema, model or state_dict')
     _check_values(found, path)
     names, prefix = _bare_names(found, foreign)
     if prefix:
         warnings.warn(f'{path}: every name begins with {prefix!r}, which is taken off', stacklevel=3)
+    if foreign:
+        names = _of_one_dit(names, prefix, path)
     if twice := _twice(names):
         raise ValueError(f'{path} holds two tensors under one name once wrappers are taken off: {", ".join(twice)}')
-    return {names[key]: tensor for key, tensor in found.items()}
+    return {name: found[key] for key, name in names.items()}
 
 # %% ../nbs/01k_foreign.ipynb #71e60873
 def _check_values(found: dict, path) -> None:
@@ -156,3 +163,22 @@ def _shared_prefix(names: list[str]) -> str:
     if not dot or rest.split('.')[0].isdigit():
         return ''
     return first + dot if len(names) > 1 and all(name.startswith(first + dot) for name in names) else ''
+
+# %% ../nbs/01k_foreign.ipynb #one-dit-01k
+_FIRST = 'x_embedder.proj.weight'  # of a DiT
+
+def _of_one_dit(names: dict, prefix: str, path) -> dict:  # as `_bare_names` gives them -> those of the DiT
+    "Raises ValueError for several."
+    places = sorted({bare.removesuffix(_FIRST) for bare in names.values() if bare.endswith(_FIRST)})
+    if len(places) > 1:
+        raise ValueError(f'{path} holds several DiTs ({", ".join(f"{place}{_FIRST}" for place in places)}): '
+                         'save one of them alone')
+    if not places:
+        return names
+    inside = {key: bare.removeprefix(places[0]) for key, bare in names.items()
+              if key.startswith(prefix) and bare.startswith(places[0])}
+    left = [key for key in names if key not in inside]
+    if left:
+        warnings.warn(f'{path}: of {len(names)} tensors the {len(inside)} under {prefix + places[0]!r} are taken, the '
+                      f'others ({", ".join(left[:3])}{", ..."*(len(left) > 3)}) are no part of the DiT', stacklevel=4)
+    return inside
