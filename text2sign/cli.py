@@ -171,6 +171,10 @@ def _run_train(a) -> int | None:  # 130 after Ctrl-C; says whether the text cont
     except KeyboardInterrupt:
         print('text2sign: interrupted;', _how_to_resume(began, None, settings.resume or settings.run), file=sys.stderr)
         return 130
+    except OSError as e:
+        if not str(e).startswith('could not save'): raise
+        how = _how_to_resume(began, None, settings.resume or settings.run)
+        raise OSError(f'{e}; make room ({how})') from None
 
 # %% ../nbs/09a_cli.ipynb #look-09a
 def _run_look(a) -> None:
