@@ -16,7 +16,7 @@ from .clips import Clips
 from .core import generator
 from .diffusion import expand_as_batch
 from .shards import ReadAhead, StoredFrames
-from .text import tokenize
+from .text import is_large, tokenize
 
 # %% ../nbs/05a_batches.ipynb #a-class
 class Batches:
@@ -98,7 +98,7 @@ def _index_clips(self: Batches, clips: Clips, tokenize) -> None:
     "Each clip is an item."
     languages = {} if clips.languages is None else dict(languages=[*clips.languages, clips.languages[0]])
     tensors = tokenize([*clips.texts, ''], **languages)  # the last row is the empty text
-    self.texts = [tensor.to(self.device) for tensor in tensors]  # (N + 1, M, ...) twice
+    self.texts = [tensor if is_large(tensor.shape) else tensor.to(self.device) for tensor in tensors]  # (N + 1, M, ...)
     self.n = len(clips)
     self.item_frames, self.tokens = clips.frames.shape[1], tensors[0].shape[1]  # of an item
 
@@ -213,7 +213,9 @@ def _condition(
     dropped: Tensor,  # (B,) bool
 ):  # classes (B,), or the text's tensors
     if self.images: return torch.where(dropped, self.null, self.labels[items])
-    return tuple(torch.where(expand_as_batch(dropped, text), text[-1], text[items]) for text in self.texts)
+    def rows(text): return text[items.to(text.device)].to(items.device)  # features of many texts lie on the disk
+    return tuple(torch.where(expand_as_batch(dropped, text), text[-1].to(items.device), rows(text))
+                 for text in self.texts)
 
 # %% ../nbs/05a_batches.ipynb #a-window
 @patch
