@@ -117,7 +117,7 @@ def test_fine_tuning(tmp_path, run, monkeypatch):
 
 def test_log_is_the_run(tmp_path, run):
     "A user's log holds his run and nothing else; and the same training from Python has equal weights, bit for bit."
-    few = TINY | dict(image_steps=4, log_every=2)
+    few = TINY | dict(image_steps=4, log_every=2, lr=2e-3)      # after four steps: without an alarm that all is alike
     said = execute(tmp_path / 'out.ipynb', run=run, **few)
     cells = [cell for cell in json.loads(said)['cells'] if cell['cell_type'] == 'code']
     lines = [line for cell in cells for out in cell['outputs'] if out.get('name') == 'stdout'
@@ -125,7 +125,7 @@ def test_log_is_the_run(tmp_path, run):
     assert lines[0].startswith(f'run {run} on ')
     logged = [' '.join(line.split()[:2]) for line in lines if re.match('(image|video) +[0-9]', line)]
     assert logged == [f'{stage} {step}/4' for stage in ('image', 'video') for step in (0, 2, 4)]
-    assert not any(word in line for line in lines for word in ('nan', 'alarm', 'skipped'))
+    assert [line for line in lines if any(word in line for word in ('nan', 'alarm', 'skipped'))] == []
     assert len(cells) <= 16
     result = train(Settings(run='mine', **few), tmp_path)
     ours, theirs = (read_checkpoint(folder / 'video.safetensors')[0]

@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -180,7 +181,8 @@ def test_mistake_under_torchrun(tmp_path):
     "A wrong setting is one line, once; no process ends well, and no run is left."
     done = subprocess.run(command(tmp_path, run='a', **TINY | dict(image_batch=3)), capture_output=True, text=True)
     assert done.stderr.count('text2sign: error: image_batch=3 does not divide') == 1, done.stderr
-    assert done.returncode and done.stderr.count('exitcode  : 2') + done.stderr.count('exitcode  : 1') == 2
+    codes = re.findall(r'exitcode +: (-?\d+)', done.stderr)         # the other process is stopped, where it is slower
+    assert done.returncode and codes and set(codes) <= {'1', '2', '-15'}, done.stderr
     assert not (tmp_path/'checkpoints'/'a').exists()
 
 

@@ -7,6 +7,7 @@ __all__ = ['SAMPLERS', 'COMMANDS', 'EXTRAS', 'bounded', 'device_name', 'Command'
 
 # %% ../nbs/09a_cli.ipynb #002-09a
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -34,7 +35,7 @@ def _requested_texts(a) -> tuple: # texts, and the language of each or None
     "`--text` and `--texts` together. Raises ValueError for none, or an empty one."
     lines, codes = read_texts(a.texts) if a.texts else ([], [])
     for text in a.text or []:
-        if Path(text).suffix and Path(text).is_file(): raise ValueError(f'--text {text}: give a file as --texts {text}')
+        if Path(text).suffix and os.path.isfile(text): raise ValueError(f'--text {text}: give a file as --texts {text}')
     texts = _cleaned((a.text or []) + lines)
     if not texts: raise ValueError('nothing to sign: give --text WORD, or --texts FILE with a text on each line')
     return texts, [code or a.language for code in [None]*(len(texts) - len(lines)) + codes]

@@ -138,23 +138,25 @@ def files_below(folder: Path) -> list[Path]:  # sorted; no hidden ones
 
 # %% ../nbs/00_core.ipynb #a514dd5c
 def file_trace(path) -> list:  # of (name, bytes, nanoseconds since 1970)
-    "What changes when a file, or one below a folder, does."
+    "What changes when a file, or one below a folder, does; [] of what is not there."
     path = Path(path)
+    if not path.exists(): return []
     files = sorted(path.rglob('*')) if path.is_dir() else [path]
     stats = [(str(file.relative_to(path)) if path.is_dir() else file.name, file.stat()) for file in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 # %% ../nbs/00_core.ipynb #cached-core
-def cached_while_same(load):  # called as load(name, ...): of a folder, a file, or else what keeps its content
-    "Decorator: what was loaded last is given again, unless the arguments or the files are others."
-    @lru_cache(maxsize=1)
-    def load_anew(trace, name, *args, **kwargs): return load(name, *args, **kwargs)
+def cached_while_same(trace):  # name -> list that is another one when a file of it is, such as `file_trace`
+    "Decorator of a function load(name, ...): what it gave last is given again, unless arguments or files are others."
+    def decorate(load):
+        @lru_cache(maxsize=1)
+        def load_anew(trace, name, *args, **kwargs): return load(name, *args, **kwargs)
 
-    @wraps(load)
-    def cached(name, *args, **kwargs):
-        return load_anew(tuple(file_trace(name)) if Path(name).exists() else (), name, *args, **kwargs)
-    cached.cache_clear = load_anew.cache_clear
-    return cached
+        @wraps(load)
+        def cached(name, *args, **kwargs): return load_anew(tuple(trace(name)), name, *args, **kwargs)
+        cached.cache_clear = load_anew.cache_clear
+        return cached
+    return decorate
 
 # %% ../nbs/00_core.ipynb #json-core
 def load_json(path,  # of a file that this package has written

@@ -23,7 +23,13 @@ from .core import cache_dir, cached_while_same, file_trace, only_local, progress
 # %% ../nbs/00m_latents.ipynb #027-06
 _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
 
-@cached_while_same
+def _trace(name: str) -> list:
+    "Of the files that are read: all of an autoencoder's own folder, the `vae` of a pipeline's, or plain files."
+    path = Path(name)
+    if (path/'vae').is_dir() and not (path/'config.json').exists(): path = path/'vae'
+    return [row for part in _plain_files(path) or [path] for row in file_trace(part)]
+
+@cached_while_same(_trace)
 def load_vae(
     name: str,  # a folder, a file, or a name on the Hugging Face hub
     device='cpu',
@@ -242,7 +248,7 @@ _VERSION = 3  # of what is kept: a new number makes every cached file stale
 
 def vae_key(vae: str) -> list:  # as JSON can hold it
     "What decides the latents of given frames; of a hub id only its name is known."
-    return [_VERSION, vae, file_trace(vae) if Path(vae).exists() else []]
+    return [_VERSION, vae, _trace(vae)]
 
 def _latents_path(clips: Clips, vae: str) -> Path:
     about = json.dumps([*vae_key(vae), clips.frames.shape])

@@ -377,9 +377,14 @@ def _open_pool(workers: int):  # None where one process has to do
     if workers <= 1:
         return None
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
+    there = multiprocessing.active_children()
     try:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context(method), end_with_parent)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), end_with_parent)
+        pool.submit(int)                                            # starts them
+        return pool
     except (OSError, ImportError, NotImplementedError) as error:
+        for child in multiprocessing.active_children():
+            if child not in there: child.terminate()
         warnings.warn(f'clips are drawn in one process: {workers} cannot be started here ({error})', stacklevel=2)
         return None
 

@@ -39,8 +39,11 @@ def print_error(error: str) -> None:  # in one line
 def error_line(error: Exception) -> str:
     "What a user is told of an error: its first line; of a full disk what is not written, and what to do."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) and error.filename:
-        return (f'{error.filename} is not written ({error.strerror}): make room, or name a place on another disk; '
-                'files that were printed are whole')
+        from text2sign.core import cache_dir
+        kept = Path(error.filename).absolute().is_relative_to(cache_dir().absolute())
+        place = 'let TEXT2SIGN_HOME name a folder on another disk' if kept else 'give a place on another disk'
+        why = f'{error.filename} is not written ({error.strerror})'
+        return f'{why}: make room, or {place}; what was made before is whole'
     return (str(error) or type(error).__name__).splitlines()[0]
 
 # %% ../nbs/06c_outputs.ipynb #053-09a-code

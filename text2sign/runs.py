@@ -231,8 +231,16 @@ def _check(settings: Settings) -> None:
         check_settings(settings)
     except FileNotFoundError as e:
         if not settings.resume: raise
-        gone = next((name for name in _MOVABLE if (value := getattr(settings, name)) and value in str(e)), 'data')
+        gone = next((name for name in _MOVABLE if _is_gone(name, getattr(settings, name))), None)
+        if not gone: raise
         raise FileNotFoundError(f'{e}; where it has moved to: -p {gone} NEW') from None
+
+
+def _is_gone(name: str, value: str) -> bool:  # name: one of `_MOVABLE`, of which a run keeps whole paths
+    if name != 'pretrained' or not value: return os.path.isabs(value) and not os.path.exists(value)
+    try: find_checkpoint(value)
+    except FileNotFoundError: return True
+    return False
 
 
 def _newest_name() -> str:

@@ -150,7 +150,9 @@ def write_shard(path,  # a .safetensors file
 def _checksum(arrays: dict, noted: dict) -> int:  # noted: by `write_shard`
     "Of all but the frames, whose rows have checksums of their own."
     found = zlib.crc32(json.dumps(noted).encode())
-    for name in sorted(set(arrays) - set(_PIXELS)): found = zlib.crc32(np.ascontiguousarray(arrays[name]), found)
+    for name in sorted(set(arrays) - set(_PIXELS)):
+        array = np.ascontiguousarray(arrays[name])
+        found = zlib.crc32(array, zlib.crc32(f'{name} {array.dtype} {array.shape}'.encode(), found))
     return found
 
 # %% ../nbs/00o_shards.ipynb #write-00n
@@ -229,6 +231,13 @@ class _Shard:
 
 
 def _open_shard(path: Path) -> _Shard:
+    "Raises ValueError that names the file."
+    try: return _parse_shard(path)
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as e:
+        raise ValueError(str(e) if str(path) in str(e) else f'{path} is damaged ({e!r})') from None
+
+
+def _parse_shard(path: Path) -> _Shard:
     table, start, noted = _header(path)
     wanted = noted.pop('crc32', None)                                   # older shards have none
     small = {name: _small(path, table, start, name) for name in table if name not in _PIXELS}

@@ -84,7 +84,7 @@ class TextEncoder(nn.Module):
         return self.layers(x, src_key_padding_mask=~mask)  # (B, M, E)
 
 # %% ../nbs/01a_text.ipynb #037-01
-@cached_while_same
+@cached_while_same(file_trace)
 def load_frozen_encoder(
     name: str,  # folder or hub id of a text encoder (T5, BERT, CLIP, ...), with safetensors weights
 ) -> tuple:  # (tokenizer, encoder)
@@ -160,7 +160,7 @@ def is_large(shape) -> bool:
     return 4*math.prod(shape) > _IN_MEMORY
 
 def _features_path(texts: list[str], name: str) -> Path:
-    key = json.dumps([1, name, file_trace(name) if Path(name).exists() else [], texts])
+    key = json.dumps([1, name, file_trace(name), texts])
     return cache_dir()/f'features-{len(texts)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.f32'
 
 def _on_disk(parts, shape: tuple, path: Path) -> Tensor:  # parts: (b, M, E) each, made one after the other

@@ -8,6 +8,7 @@ __all__ = ['meant']
 # %% ../nbs/09_usage.ipynb #use-imports
 import contextlib
 import io
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -17,17 +18,17 @@ _TEXT = '--text', '--texts', '--word', '--words', '--prompt'                # wh
 
 def _by_position(command: str, value: str, settings: list) -> list[str]:  # settings: names of those of training
     "What a command takes a value as that stands alone."
-    path, (name, equals, rest) = Path(value), value.partition('=')
+    suffix, (name, equals, rest) = Path(value).suffix.lower(), value.partition('=')
     if command == 'sample':
-        if path.suffix.lower() in ('.mp4', '.gif', '.png', '.npy', '.npz'): return ['--out', value]
-        return ['--texts' if path.is_file() else '--text', value]
+        if suffix in ('.mp4', '.gif', '.png', '.npy', '.npz'): return ['--out', value]
+        return ['--texts' if os.path.isfile(value) else '--text', value]
     if command == 'evaluate': return ['--checkpoint', value]
     if command != 'train': return [value]
     if equals and name in settings: return ['-p', name, rest]
-    if path.suffix.lower() in ('.yaml', '.yml'): return ['-f', value]
+    if suffix in ('.yaml', '.yml'): return ['-f', value]
     from text2sign.core import workspace
-    if value == 'latest' or (workspace()/'checkpoints'/value/'settings.json').is_file(): return ['--resume', value]
-    return ['-p', 'data' if path.exists() else 'run', value]
+    if value == 'latest' or os.path.isfile(workspace()/'checkpoints'/value/'settings.json'): return ['--resume', value]
+    return ['-p', 'data' if os.path.exists(value) else 'run', value]
 
 # %% ../nbs/09_usage.ipynb #use-name
 def _by_name(command: str, option: str, value: str, options: dict, settings: list) -> list[str]:
@@ -71,9 +72,9 @@ def _settings(command: str) -> list[str]:
 
 
 def _is_right(argv: list, make_parser) -> bool:
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
         try: pairs = getattr(make_parser().parse_args(argv), 'p', None)
-        except SystemExit: return False
+        except SystemExit as e: return e.code == 0                          # --help
     if not pairs: return True
     from text2sign.settings import Settings
     try: Settings.from_pairs(pairs)
