@@ -7,7 +7,7 @@ __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint
            'files_below', 'file_trace', 'cached_while_same', 'load_json', 'save_npz', 'exclusive', 'end_with_parent',
            'interruptible', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
            'available_memory', 'pixel_bytes', 'check_free_memory', 'only_local', 'format_time', 'nearest_name',
-           'one_line', 'slug', 'progress_bar', 'slow_cells']
+           'changed_settings', 'first_line', 'one_line', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -349,9 +349,23 @@ def nearest_name(name: str,  # what was given
     return f'; did you mean {near[0]}?' if near else ''
 
 
+def changed_settings(before: dict,  # as it was read from JSON
+                     now: dict,  # what JSON can hold
+                     free=(),  # names of those that may change
+                     ) -> list[str]:  # 'lr was 0.1, now 0.2'
+    "Settings that are not as they were."
+    now = json.loads(json.dumps(now))                               # tuples are lists there
+    return [f'{k} was {before.get(k)}, now {v}' for k, v in now.items() if k not in free and v != before.get(k)]
+
+
 _UNSEEN = dict.fromkeys([0xad, 0x200b, 0x200e, 0x200f, *range(0x202a, 0x202f), 0x2060, *range(0x2066, 0x206a), 0xfeff])
 
 # %% ../nbs/00_core.ipynb #6a785e33
+def first_line(error: Exception) -> str:
+    "Of its message; its kind where it has none."
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def one_line(text: str) -> str:
     """In NFC, spaces and ends of lines as single spaces, without marks that nobody sees: soft hyphens, zero-width
     spaces, directions, byte-order marks. (Joiners stay: they decide how letters look.)"""

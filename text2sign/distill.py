@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .batches import Batches, cond_rows
 from .checkpoint import load_model
+from .core import changed_settings
 from .diffusion import Flow, expand_as_batch
 from .fuse import compile_blocks, fuse, why_not_compiled
 from .train import fit
@@ -53,6 +54,18 @@ class Distiller(Trainer):
         super().__init__(student, FewLevels(calls), recipe, accelerator=accelerator)
         self.teacher, self.substeps = teacher.eval().requires_grad_(False), substeps
         self.guidance = teacher.config.sampling(guidance=guidance)['guidance']
+        self.aim = dict(calls=calls, guidance=self.guidance, substeps=substeps)
+
+# %% ../nbs/05j_distill.ipynb #aim-code
+@patch
+def state(self: Distiller) -> tuple[dict, dict]: # tensors; what JSON can hold
+    "The trainer's, and what the student aims at."
+    tensors, config = super(Distiller, self).state()
+    return tensors, config | dict(aim=self.aim)
+
+@patch
+def _differences(self: Distiller, saved: dict) -> list[str]: # saved: as `state` has it
+    return changed_settings(saved.get('aim', {}), self.aim) + super(Distiller, self)._differences(saved)
 
 # %% ../nbs/05j_distill.ipynb #1b30b71e
 def _without_texts(batches: Batches) -> Batches:
@@ -148,7 +161,7 @@ def distill(
     **how, # of `fit`: minutes, preview, score, log_every, ...
 ) -> VideoDiT: # the student's average, in evaluation mode, on the CPU
     """The student of a model; its file says that it is sampled in `calls` steps of Euler's without guidance. Raises
-    ValueError for a model that predicts noise, and as `fit` does."""
+    ValueError for a model that predicts noise, for a folder whose student began otherwise, and as `fit` does."""
     recipe = Recipe(steps, lr, precision=precision)
     trainer = Distiller(teacher, calls, recipe, guidance, substeps)
     if list_checkpoints(folder, 'video'): trainer.resume(folder, 'video')

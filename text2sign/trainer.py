@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .batches import Batches, cond_rows, rows_of
 from .checkpoint import read_checkpoint, read_config, remove_checkpoint, save_tensors, shard_files
-from .core import atomic_path, autocast_bf16, generator, is_abandoned, load_json
+from .core import atomic_path, autocast_bf16, changed_settings, generator, is_abandoned, load_json
 from .diffusion import stratified
 from .dit import DiT
 from .finite import Guard
@@ -401,7 +401,7 @@ def begin_from(folder: Path) -> str:  # for a command; the folder of a run
 def resume(self: Trainer, folder, stage: str) -> None:
     "Go on from the newest state. Raises FileNotFoundError, or ValueError that names what differs in recipe or model."
     tensors, config = read_newest(folder, stage)
-    if differ := self._differences(config['model'] | config['recipe']):
+    if differ := self._differences(config):
         newest = list_checkpoints(folder, stage)[-1]
         raise ValueError(f'{newest} is from another configuration: {"; ".join(differ)}')
     for name, p in self.model.named_parameters(): p.data.copy_(tensors[f'model.{name}'])
@@ -416,11 +416,11 @@ def _moments(tensors: dict, name: str, device) -> dict:  # AdamW's state of a pa
 
 # %% ../nbs/05b_trainer.ipynb #b-differences
 @patch
-def _differences(self: Trainer, saved: dict) -> list[str]:  # saved: of recipe and model
+def _differences(self: Trainer, saved: dict) -> list[str]:  # saved: as `state` has it
     "Settings that are not as they were. Memory, places of autoencoder and text encoder, and sampling may change."
-    now = json.loads(json.dumps(self.model.config.to_dict() | asdict(self.recipe)))  # as it comes back from a file
-    for k in ('accumulation', 'frame_chunk', 'vae', 'encoder', 'guidance', 'sampler'): del now[k]
-    return [f'{k} was {saved.get(k)}, now {v}' for k, v in now.items() if v != saved.get(k)]
+    free = 'vae', 'encoder', 'steps', 'guidance', 'sampler'  # these steps are the sampler's, the recipe's are not
+    model = changed_settings(saved['model'], self.model.config.to_dict(), free)
+    return model + changed_settings(saved['recipe'], asdict(self.recipe), ('accumulation', 'frame_chunk'))
 
 # %% ../nbs/05b_trainer.ipynb #b-release
 def export_release(
