@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .core import atomic_path, checkpoint_dirs, workspace
+from .core import atomic_path, checkpoint_dirs, first_line, workspace
 from .dit import DiT, ModelConfig, shape_of
 from .foreign import Damaged, find_tensors, read_pickle, why_unreadable
 from .video import VideoDiT
@@ -228,7 +228,7 @@ def read_config(
     try:
         return _config_in(path)
     except (SafetensorError, OSError, ValueError) as e:
-        why = str(e).splitlines()[0]
+        why = first_line(e)
         raise ValueError(f'{path} cannot be read as a checkpoint ({why})') from None
 
 # %% ../nbs/02_checkpoint.ipynb #011-02

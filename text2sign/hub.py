@@ -12,17 +12,31 @@ import warnings
 from pathlib import Path
 
 from .checkpoint import load_model, save_model
-from .core import atomic_path, only_local
+from .core import atomic_path, first_line, only_local
 from .dit import DiT, ModelConfig
 
 # %% ../nbs/02c_hub.ipynb #card-02d
 _NOTICE = ('Fingerspelling, and signs in the order of spoken words, are not a translation into a sign language. '
            'What it makes is synthetic; no Deaf evaluator has judged it unless it is said below.')
+_IMAGES = ('It makes single images, each of a class (of a fingerspelling model: a handshape), and takes no text. A '
+           'video model can be built from it: `text2sign train -p stage video -p pretrained FOLDER`.')
+_USE = '''from text2sign.hub import from_pretrained
+from text2sign.sample import generate
+
+model = from_pretrained('{name}')
+clips = generate(model, ['HELLO'])  # uint8 (N, T, H, W, 3)'''
+_USE_IMAGES = '''import torch
+from text2sign.hub import from_pretrained
+from text2sign.sample import generate_images
+
+model = from_pretrained('{name}')
+images = generate_images(model, torch.tensor([0, 1]))  # of two classes; uint8 (N, H, W, 3)'''
 
 
 def _facts(config: ModelConfig) -> list[str]:
     "Lines of the card: what its training says, else what its shape says."
-    shape = f'{config.kind}, {config.size} pixels, {config.depth} blocks of width {config.width}, {config.fps:g} fps'
+    shape = f'{config.kind}, {config.size} pixels, {config.depth} blocks of width {config.width}'
+    if config.kind != 'DiT': shape += f', {config.fps:g} fps'
     if config.vae: shape = shape.replace(' pixels,', f' latents of {config.vae},')
     facts = dict(model=shape) | config.card
     return [f'- {name.replace("_", " ")}: {value}' for name, value in facts.items() if isinstance(value, str)]
@@ -33,13 +47,14 @@ def model_card(config: ModelConfig,
                ) -> str:  # Markdown that begins with the lines of YAML which the hub reads
     "What the model is, how it is used, and what it is not."
     languages = sorted({unit.split(':')[0] for unit in config.vocabulary} - {''}) or [config.language]
-    about = dict(library_name='text2sign', pipeline_tag='text-to-video', tags=['sign-language', 'text2sign'])
+    about = dict(library_name='text2sign', tags=['sign-language', 'text2sign'])
+    if config.kind != 'DiT': about['pipeline_tag'] = 'text-to-video'                # the hub has no name for the other
     if any(languages): about['language'] = languages
     lines = [f'{key}: {json.dumps(value)}' for key, value in about.items()]         # JSON is YAML
-    use = ['from text2sign.hub import from_pretrained', 'from text2sign.sample import generate', '',
-           f"model = from_pretrained('{name}')", "clips = generate(model, ['HELLO'])  # uint8 (N, T, H, W, 3)"]
-    return '\n'.join(['---', *lines, '---', f'# {name}', '', _NOTICE, '', *_facts(config), '', '```python', *use, '```',
-                      '', 'The configuration is in `model.safetensors` and counts; `config.json` repeats it.', ''])
+    notice, use = (_IMAGES, _USE_IMAGES) if config.kind == 'DiT' else (_NOTICE, _USE)
+    return '\n'.join(['---', *lines, '---', f'# {name}', '', notice, '', *_facts(config), '', '```python',
+                      use.format(name=name), '```', '',
+                      'The configuration is in `model.safetensors` and counts; `config.json` repeats it.', ''])
 
 # %% ../nbs/02c_hub.ipynb #save-02d
 def save_pretrained(model: DiT,  # a `DiT` or `VideoDiT`
@@ -76,7 +91,7 @@ def from_pretrained(name,  # a folder, or a model on the hub: OWNER/NAME
                                    allow_patterns=['config.json', '*.safetensors*', 'README.md'])
     except (OSError, ValueError) as e:
         raise FileNotFoundError(f'no model {name}: here is no such folder, and the Hugging Face hub gives none '
-                                f'({str(e).splitlines()[0][:120]})') from None
+                                f'({first_line(e)[:120]})') from None
     return load_model(folder, device)
 
 # %% ../nbs/02c_hub.ipynb #push-02d
@@ -86,10 +101,11 @@ def push_to_hub(model: DiT,
                 token: str | None = None,  # with the right to write; None: that of `hf auth login`
                 message: str = 'A model of text2sign',
                 ) -> str:  # address of the commit
-    "Upload what `save_pretrained` writes. Raises what huggingface_hub raises."
+    "Upload what `save_pretrained` writes; a README.md there is kept. Raises what huggingface_hub raises."
     from huggingface_hub import HfApi
     api = HfApi(token=token)
     name = api.create_repo(name, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, name)
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message))
+        kept = ['README.md'] * api.file_exists(name, 'README.md')
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, ignore_patterns=kept))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .clips import Clips, load_or_make
-from .core import cache_dir, cached_while_same, file_trace, only_local, progress_bar
+from .core import cache_dir, cached_while_same, file_trace, first_line, only_local, progress_bar
 
 # %% ../nbs/00m_latents.ipynb #027-06
 _KINDS = ('AutoencoderKL', 'AutoencoderTiny')
@@ -48,7 +48,7 @@ def _load_diffusers(name: str):  # a folder or a hub id
         if kind in _KINDS: return _read_weights(getattr(diffusers, kind), name, **where)
     except (OSError, ValueError) as e:
         away = local and not Path(name).is_dir()
-        why = 'which cannot be reached now' if away else str(e).splitlines()[0][:120]
+        why = 'which cannot be reached now' if away else first_line(e)[:120]
         raise FileNotFoundError(f'no autoencoder at {name}: give a folder with its config.json and weights, a file of '
                                 f'a tiny one, or a name on the Hugging Face hub ({why})') from None
     raise ValueError(f'{name} is a {kind}: {" and ".join(_KINDS)} can be used')
@@ -100,7 +100,7 @@ def _read_file(path: Path) -> dict:  # name -> float32 tensor
         else: weights = torch.load(path, map_location='cpu', weights_only=True)
         return {name: tensor.float() for name, tensor in weights.items()}
     except Exception as e:
-        why = str(e).splitlines()[0][:80]
+        why = first_line(e)[:80]
         raise ValueError(f'{path} cannot be read as weights of an autoencoder ({why})') from None
 
 def _halves(files: list) -> list:  # weights of the encoder, of the decoder: '0.weight', ...

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .core import atomic_path, cache_dir, cached_while_same, file_trace, only_local
+from .core import atomic_path, cache_dir, cached_while_same, file_trace, first_line, only_local
 from .dit import sincos
 
 # %% ../nbs/01a_text.ipynb #033-01
@@ -98,7 +98,7 @@ def load_frozen_encoder(
                                                   output_loading_info=True)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         away = 'there is no such folder, and the Hugging Face hub cannot be reached now: give a folder with its files'
-        why = away if local and not Path(name).is_dir() else str(e).splitlines()[0][:150]
+        why = away if local and not Path(name).is_dir() else first_line(e)[:150]
         raise ValueError(f'no text encoder can be loaded from {name!r}: {why}') from None
     model = model.eval().requires_grad_(False)
     encoder = model.get_encoder() if config.is_encoder_decoder else getattr(model, 'text_model', model)
