@@ -1,4 +1,8 @@
-"""Scalars and previews arrive in the trackers themselves, where they are installed: wandb offline, trackio locally."""
+"""Scalars and previews arrive in the trackers themselves, where they are installed: wandb offline, trackio locally.
+
+    pip install -e '.[wandb,trackio]' && pytest tests/test_trackers.py
+
+They are no part of the extra `dev`, as trackio holds Pillow below 13: a job of its own runs this (`ci.yml`)."""
 import json
 import os
 import subprocess
@@ -21,7 +25,7 @@ for first in (0, 6):                                                    # a run,
     for step in range(first, first + 6, 2):
         previews = [('HI', moving), ('ZOE', moving + np.uint8(step))]
         logger('video', {'step': step, 'val_loss': 1/(1 + step)}, dict(average=previews))
-    logger.close()
+    logger.close(failed=first == 6)
 '''
 
 
@@ -50,14 +54,16 @@ def test_wandb(tmp_path):
     from wandb.proto.wandb_internal_pb2 import Record
     log_by('wandb', tmp_path, WANDB_MODE='offline', WANDB_SILENT='true')
     files = sorted(tmp_path.rglob('run-*.wandb'))
-    values, ids = {}, set()
+    values, ids, codes = {}, set(), []
     for file in files:
         for data in records(file):
             record = Record.FromString(data)
             if record.run.run_id: ids.add(record.run.run_id)
+            if record.HasField('exit'): codes.append(record.exit.exit_code)
             row = {item.key or '/'.join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             if 'val_loss' in row: values[record.history.step.num] = row['val_loss']
     assert values == LOSSES
+    assert codes == [0, 1]                                              # the second ended with an error
     assert len(files) == 2 and len(ids) == 1                            # two processes of one run
     assert len(list(tmp_path.rglob('media/**/average_*.gif'))) == 6
 

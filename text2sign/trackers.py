@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from fastcore.basics import patch
 
-from .core import nearest_name
+from .core import first_line, nearest_name
 from .monitor import TensorBoardLogger, preview_gif
 
 # %% ../nbs/05da_trackers.ipynb #check-05da
@@ -41,14 +41,14 @@ class TrackerLogger:
                  step: int = 0,  # where training goes on
                  fps: float = 12,  # of the previews
                  ):
-        self.module, self.folder, self.fps = import_module(name), Path(folder), fps
+        self.name, self.module, self.folder, self.fps = name, import_module(name), Path(folder), fps
         self.folder.mkdir(parents=True, exist_ok=True)
         run = f'{self.folder.parent.name}-{self.folder.name}'
         how = dict(name=run, group=self.folder.parent.name, config=config)
         how |= _wandb_run(self.folder, step) if name == 'wandb' else dict(resume='allow' if step else 'never')
         project = os.environ.get(f'{name.upper()}_PROJECT', 'text2sign')
         try: self.run = self.module.init(project=project, **how)
-        except Exception as e: raise ValueError(f'tracker={name} cannot begin: {str(e).splitlines()[0]}') from None
+        except Exception as e: raise ValueError(f'tracker={name} cannot begin: {first_line(e)}') from None
 
 # %% ../nbs/05da_trackers.ipynb #wandb-05da
 def _wandb_run(folder: Path, step: int) -> dict:  # arguments of `wandb.init`
@@ -70,9 +70,9 @@ def __call__(self: TrackerLogger, stage: str, row: dict, shown: dict) -> None:
 
 
 @patch
-def close(self: TrackerLogger) -> None:
+def close(self: TrackerLogger, failed: bool = False) -> None:  # failed: the training has ended with an error
     "All is sent when this returns."
-    self.run.finish()
+    self.run.finish(**dict(exit_code=1) if failed and self.name == 'wandb' else {})     # trackio knows no failed runs
 
 # %% ../nbs/05da_trackers.ipynb #callbacks-05da
 class Callbacks(list):
@@ -80,8 +80,10 @@ class Callbacks(list):
 
     def __enter__(self): return self
 
-    def __exit__(self, *error):
-        for callback in self: getattr(callback, 'close', lambda: None)()
+    def __exit__(self, kind, *error):
+        for callback in self:
+            if isinstance(callback, TrackerLogger): callback.close(failed=kind is not None)
+            elif hasattr(callback, 'close'): callback.close()
 
 
 def make_loggers(settings,  # `Settings`
@@ -89,7 +91,10 @@ def make_loggers(settings,  # `Settings`
                  step: int,  # where training goes on
                  fps: float,  # of the previews
                  ) -> list:
-    "TensorBoard, and the tracker that was asked for."
-    board = TensorBoardLogger(folder, step, fps)
-    if settings.tracker == 'tensorboard': return [board]
-    return [board, TrackerLogger(settings.tracker, folder, asdict(settings), step, fps)]
+    "The tracker that was asked for, first as it may fail to begin, and TensorBoard."
+    names = [settings.tracker] * (settings.tracker != 'tensorboard')
+    trackers = [TrackerLogger(name, folder, asdict(settings), step, fps) for name in names]
+    try: return [*trackers, TensorBoardLogger(folder, step, fps)]
+    except BaseException:
+        for tracker in trackers: tracker.close(failed=True)
+        raise
