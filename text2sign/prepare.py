@@ -281,7 +281,7 @@ def prepare_data(settings: Settings,
 
 # %% ../nbs/05h_prepare.ipynb #d7f3b121
 def as_trained(settings: Settings, data: TrainingData, config: ModelConfig | None = None) -> TrainingData:
-    "The data in the latents of the VAE, if there is one, and what a checkpoint will say about them."
+    "The data in the latents of the VAE, if there is one, and what a checkpoint will say about them and its sampling."
     if settings.vae and data.pixels:
         from text2sign.latents import encode_clips
         device = pick_device(settings.device)
@@ -295,6 +295,7 @@ def as_trained(settings: Settings, data: TrainingData, config: ModelConfig | Non
         if config and config.text_position == 'place': frames = max(frames, config.frames)  # of a window in sampling
     clips = data.clips
     data.about |= dict(alphabet=clips.alphabet, language=clips.language, fps=clips.fps, frames=frames, vae=clips.vae)
+    if config and settings.objective_name in ('auto', config.objective_name): data.about |= config.sampling()
     return data
 
 # %% ../nbs/05h_prepare.ipynb #shape-05g

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .batches import Batches
 from .checkpoint import read_checkpoint
 from .core import atomic_path, format_time, interruptible, pick_device, pick_precision, workspace
-from .defaults import as_started, explain, forecast, planned_steps
+from .defaults import as_started, explain, forecast, planned_steps, said_of_sampling
 from .diffusion import get_objective
 from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
@@ -431,7 +431,7 @@ def _first_stage(settings: Settings, folder: Path, logs: Path) -> Stage:
     resumed = any(list_checkpoints(folder, name) for name in settings.stages)
     keep_content(folder, data.content, resumed)
     if settings.resume: keep_places(folder, settings)
-    print(data.clips)
+    print(data.clips, *said_of_sampling(settings, data.about), sep='\n')
     return make_stage(settings, data, weights, config, folder, logs)
 
 
