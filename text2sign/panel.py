@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .choices import KEYS, _ipywidgets, list_models, model_label, setting_widgets
-from .core import checkpoint_dirs, one_line, pick_device, slug, workspace
+from .core import checkpoint_dirs, first_line, one_line, pick_device, slug, workspace
 from .outputs import load_video
 from .page import image_tag, letters_tag, unfinished_tag, video_tag
 
@@ -39,7 +39,7 @@ class Panel:
         self.worker = None                      # the newest thread that makes clips
         self.stopping = threading.Event()       # its own: set to have it stop
         self.pause = None                       # the timer since a key was pressed
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.make_widgets()
         self.given = reader
         choices = self.choices(model)
@@ -126,7 +126,7 @@ def status(self: Panel,
            message,  # a text, or an exception
            error: bool = False) -> None:
     "Show one line."
-    line = (str(message) or type(message).__name__).splitlines()[0]
+    line = first_line(message)
     self.message.value = f'<span style="color:#b00020">{html.escape(line)}</span>' if error else html.escape(line)
 
 @patch
@@ -135,11 +135,12 @@ def connect(self: Panel) -> None:
     self.go.on_click(lambda _: self.generate())
     self.stop.on_click(lambda _: self.halt())
     self.keep.on_click(lambda _: self.save())
+    self.live.observe(lambda _: self.forget_keys(), 'value')
     self.compare.observe(lambda change: self.toggle(change['new']), 'value')
     for setting in self.settings:
         setting['checkpoint'].observe(lambda _, s=setting: self.follow(s), 'value')
         setting['language'].observe(lambda _, s=setting: self.show_alphabet(s), 'value')
-        setting['text'].observe(lambda _: self.typed(), 'value')
+        setting['text'].observe(self.typed, 'value')
         self.follow(setting)
     self.slider.observe(lambda _: self.show_step(), 'value')
 
@@ -181,11 +182,9 @@ def layout(self: Panel) -> None:
     self.rows = []
     for s in self.settings:
         texts = w.VBox([s['text'], s['checkpoint'], s['language'], s['alphabet']])
-        columns = [texts, w.VBox([s['seed'], s['steps']]), s['guidance']]
-        self.rows.append(w.HBox(columns))
+        self.rows.append(w.HBox([texts, w.VBox([s['seed'], s['steps']]), s['guidance']]))
     self.rows[1].layout.display, self.rows[1].layout.border_top = 'none', '1px solid #ccc'
-    saving = w.HBox([self.name, self.keep])
-    self.after = w.VBox([w.HBox(self.results), self.slider, w.HBox(self.estimates), saving])
+    self.after = w.VBox([w.HBox(self.results), self.slider, w.HBox(self.estimates), w.HBox([self.name, self.keep])])
     self.after.layout.display = 'none'
     buttons = w.HBox([self.go, self.stop, self.bar, self.live, self.compare])
     self.box = w.VBox([*self.rows, buttons, self.message, self.after])
@@ -193,9 +192,12 @@ def layout(self: Panel) -> None:
 # %% ../nbs/09_panel.ipynb #toggle-09
 @patch
 def toggle(self: Panel, on: bool) -> None:
-    "Open or close the second setting; it opens as a copy of the first."
+    "Open or close the second setting; it opens as a copy of the first, and a copied text is no key."
+    first, second = self.settings
     if on:
-        for key in KEYS: self.settings[1][key].value = self.settings[0][key].value
+        second['text'].unobserve(self.typed, 'value')
+        for key in KEYS: second[key].value = first[key].value
+        second['text'].observe(self.typed, 'value')
     self.rows[1].layout.display = None if on else 'none'
 
 # %% ../nbs/09_panel.ipynb #026-09
@@ -251,18 +253,18 @@ def generate(self: Panel,
         self.worker = threading.Thread(target=self.work, args=(asked, pause is not None), daemon=True)
         self.worker.start()
 
-# %% ../nbs/09_panel.ipynb #forget-keys-09
+# %% ../nbs/09_panel.ipynb #typed-09
 @patch
 def forget_keys(self: Panel) -> None:
     "Nothing is begun for a key that was pressed."
-    if self.pause: self.pause.cancel()
-    self.pause = None
+    with self.lock:
+        if self.pause: self.pause.cancel()
+        self.pause = None
 
-# %% ../nbs/09_panel.ipynb #typed-09
 _PAUSE = .5  # seconds without a key
 
 @patch
-def typed(self: Panel) -> None:
+def typed(self: Panel, change) -> None:  # change: of a text
     "What a key does."
     if not self.live.value: return
     with self.lock:
@@ -282,7 +284,7 @@ def paused(self: Panel, pause) -> None:  # the timer that has run out
 @patch
 def halt(self: Panel) -> None:
     "What the button *Stop* does."
-    with self.lock: self.forget_keys()
+    self.forget_keys()
     self.stopping.set()
 
 # %% ../nbs/09_panel.ipynb #work-09
