@@ -32,7 +32,7 @@ from text2sign.sample import generate_images
 model = from_pretrained('{name}')
 images = generate_images(model, torch.tensor([0, 1]))  # of two classes; uint8 (N, H, W, 3)'''
 
-
+# %% ../nbs/02c_hub.ipynb #facts-02d
 def _facts(config: ModelConfig) -> list[str]:
     "Lines of the card: what its training says, else what its shape says."
     shape = f'{config.kind}, {config.size} pixels, {config.depth} blocks of width {config.width}'
