@@ -251,10 +251,10 @@ def pick_device(name: str = 'auto',  # auto, cpu, cuda or cuda:1
 def pick_precision(name: str,  # auto, bf16 or fp32
                    device,
                    ) -> str:  # 'bf16' or 'fp32'
-    "auto is bf16 where it is fast, else fp32. Raises ValueError for one that the device only emulates."
+    "auto is bf16 where the hardware has it, else fp32. Raises ValueError for one that the device only emulates."
     gpu = torch.device(device).type == 'cuda'
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else torch.cpu._is_amx_tile_supported()
-    supported = fast or not gpu and torch.cpu._is_avx512_bf16_supported()
+    if gpu: supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    else: supported = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     if name not in ('auto', 'bf16', 'fp32'):
         raise ValueError(f'precision is {name!r}: use auto, bf16 or fp32 (fp16 overflows in video transformers)')
     if name == 'bf16' and not supported:
@@ -262,7 +262,7 @@ def pick_precision(name: str,  # auto, bf16 or fp32
         raise ValueError(f'precision=bf16, but this {kind} only emulates it, many times slower than fp32: '
                          'use fp32 or auto')
     if name == 'auto':
-        return 'bf16' if fast else 'fp32'
+        return 'bf16' if supported else 'fp32'
     return name
 
 
