@@ -131,7 +131,7 @@ def test_mistake_in_a_process(tmp_path):
 
 
 TINY = dict(stage='image', pretrained='', score_words=0, size=32, words=8, width=48, depth=1, heads=2, frames=9,
-            max_letters=2, image_batch=8, image_steps=6, log_every=2, sample_every=6)
+            max_letters=2, precision='fp32', image_batch=8, image_steps=6, log_every=2, sample_every=6)
 
 
 def command(home, **settings):
@@ -161,7 +161,7 @@ def test_torchrun(tmp_path):
     process.join()
     one = last_state(tmp_path/'one')[0]
     apart = [(two[k] - v).abs().max().item() for k, v in one.items() if k.startswith('model.')]
-    assert max(apart) < 1e-5
+    assert max(apart) < 1e-5                                        # in fp32: sums in another order
 
 
 @pytest.mark.slow
