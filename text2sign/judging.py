@@ -19,7 +19,7 @@ from .evaluate import bootstrap, cer, ranks, word_accuracy
 from .lexicon import load_lexicon
 from .sample import clip_frames, generate
 from .scoreboard import redraw, reference_clips, scoreboard, training_words, word_requests
-from .spelling import text_places
+from .spelling import SPACE, text_places
 from .texts import LENGTHS, unseen_clips, unseen_texts
 from .video import VideoDiT
 
@@ -94,7 +94,7 @@ def _american(sample, readers, model, n: int, draw): # yields rows
         yield dict(language='ase', texts=name, **text_row(read))
         if name != '2-6': continue
         shuffled = read['wanted'][1:] + read['wanted'][:1]
-        yield dict(language='ase', texts='shuffled', n=n, CER=cer(read['model'][0], shuffled))
+        yield dict(language='ase', texts='shuffled', n=len(clips), CER=cer(read['model'][0], shuffled))
         some = clips[:_RANKED]
         yield dict(language='ase', texts='16-way ranking', n=len(some), share=rank_texts(model, some))
 
@@ -102,6 +102,15 @@ def _american(sample, readers, model, n: int, draw): # yields rows
 def _foreign(sample, readers, code: str, n: int, draw) -> dict: # a row
     reads = [read_texts_back(sample, readers, clips) for name, clips in draw(code, n) if name in (*LENGTHS, 'phrases')]
     return dict(language=code, texts='all lengths', **text_row(pooled(reads)))
+
+def _readable(draw, readers): # draw(code, n) yields names and clips -> the same, of what these readers can read
+    "Readers that know no rest between words are not asked for phrases."
+    if all(SPACE in reader.config.alphabet for reader in readers): return draw
+    def words(code, n):
+        for name, clips in draw(code, n):
+            some = [i for i, text in enumerate(clips.texts) if ' ' not in text]
+            if some: yield name, clips[some]
+    return words
 
 def _counts(config, n: int, languages) -> dict: # ISO 639-3 code -> texts a list
     "Raises ValueError for a language that the model does not know."
@@ -125,10 +134,11 @@ def text_scoreboard(model: VideoDiT, # on the text's axis, with a vocabulary
         if code not in known: raise ValueError(f'the readers know {", ".join(known)}, not {code}: make others, or say '
                                                f'--language {known[0]}')
     sample = partial(generate, model, **how)
-    draw = partial(unseen_clips, size=config.size, crop=config.crop, look=config.look)
+    draw = _readable(partial(unseen_clips, size=config.size, crop=config.crop, look=config.look), readers)
     def add(row):
         rows.append(row)
         if log: log(_line(row))
+    if log and SPACE not in readers[0].config.alphabet: log('the readers know single words only: no phrases')
     for code, count in counts.items():
         if code == 'ase':
             for row in _american(sample, readers, model, count, draw): add(row)

@@ -78,15 +78,14 @@ def load_once(self: Panel, path: Path, load):  # load(path)
 
 # %% ../nbs/09_panel.ipynb #load-reader-09
 @patch
-def reader_of(self: Panel, config, language: str):  # of the clip -> `Reader`, or a text: why there is none
+def reader_of(self: Panel, config, language: str, text: str):  # of the clip -> `Reader`, or a text: why there is none
     "The reader that was given, or the one in a folder that reads such clips."
-    from text2sign.scoreboard import check_spells
+    from text2sign.scoreboard import check_reads, check_spells
     try:
         check_spells('this model', config)
         reader = self._reader(config.crop)
-        known = reader.config.languages
-        if language in known: return reader
-        return f'the reader here knows {", ".join(known)}, not {language or "this language"}'
+        check_reads(reader, language, text)
+        return reader
     except (OSError, ValueError) as e: return str(e)
 
 @patch
@@ -339,7 +338,8 @@ def make(self: Panel,
     clip, estimates = self.sample(model, text, setting, frames, i, n)
     label = next(k for k, value in self.settings[0]['checkpoint'].options if value == setting['checkpoint'])
     code, = text_languages(model.config, [text], language)
-    asked, reader = join_letters(text_letters(model.config, text, code)) or text, self.reader_of(model.config, code)
+    asked = join_letters(text_letters(model.config, text, code)) or text
+    reader = self.reader_of(model.config, code, asked)
     about = setting | dict(checkpoint=label, sampler=model.config.sampler)
     made = Sample(clip, model.config.fps, estimates, pixel_decoder(model), about, asked, reader)
     made.page = self.describe(made)

@@ -269,9 +269,7 @@ def _uniform(x: Tensor, g: torch.Generator, *shape) -> Tensor: # (B, *shape) in 
 def _warp(x: Tensor, g: torch.Generator) -> Tensor: # (B,T,C,H,W) -> (B,T*C,H,W)
     "Zoom by up to 15 %, turn by up to 7 degrees, move by up to 7.5 % of the side."
     B, T, C, H, W = x.shape
-    zoom = 1 + .15*_uniform(x, g)
-    turn = .12*_uniform(x, g)
-    shift = .15*_uniform(x, g, 2)
+    zoom, turn, shift = 1 + .15*_uniform(x, g), .12*_uniform(x, g), .15*_uniform(x, g, 2)
     c, s = zoom*turn.cos(), zoom*turn.sin()
     theta = torch.stack([c, -s, shift[:, 0], s, c, shift[:, 1]], 1).view(B, 2, 3)
     grid = F.affine_grid(theta, (B, T*C, H, W), align_corners=False)
@@ -426,14 +424,16 @@ def make_readers(crop: str = 'signer', # of the clips; bust: those of hand, whic
     "Train and save both readers of a crop, `conv` from seed 0 and `points` from seed 1, and measure their ceilings."
     name = _recipe(crop)
     recipe, languages = RECIPES[name] | kwargs, languages or (['ase'] if name == 'hand' else list(LANGUAGES))
-    folder = Path(folder or workspace()/'checkpoints')
-    readers = [train_reader(reader_texts(n, languages, seed), kind, seed, **recipe) for seed, kind in enumerate(KINDS)]
+    def save(reader): return reader.save(reader_path(folder or workspace()/'checkpoints', crop, reader.config.kind))
+    readers = []
+    for seed, kind in enumerate(KINDS):
+        readers.append(train_reader(reader_texts(n, languages, seed), kind, seed, **recipe))
+        save(readers[-1])                                               # the ceilings take about as long again
     counts = {code: tests*(5 if code == 'ase' else 1) for code in languages} if tests else {}
     table = ceilings(readers, counts, recipe['size'], crop)
     for i, reader in enumerate(readers):
-        own = {code: {name: errors[i] for name, errors in row.items()} for code, row in table.items()}
-        reader.config.held_out['ceilings'] = own
-    return [reader.save(reader_path(folder, crop, reader.config.kind)) for reader in readers]
+        reader.config.held_out['ceilings'] = {c: {k: cers[i] for k, cers in row.items()} for c, row in table.items()}
+    return [save(reader) for reader in readers]
 
 def load_readers(folder=None, # None: where names of checkpoints are looked up
                  device='cpu',
