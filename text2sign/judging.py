@@ -103,9 +103,7 @@ def _foreign(sample, readers, code: str, n: int, draw) -> dict: # a row
     reads = [read_texts_back(sample, readers, clips) for name, clips in draw(code, n) if name in (*LENGTHS, 'phrases')]
     return dict(language=code, texts='all lengths', **text_row(pooled(reads)))
 
-def _readable(draw, readers): # draw(code, n) yields names and clips -> the same, of what these readers can read
-    "Readers that know no rest between words are not asked for phrases."
-    if all(SPACE in reader.config.alphabet for reader in readers): return draw
+def _single_words(draw): # draw(code, n) yields names and clips -> the same without phrases
     def words(code, n):
         for name, clips in draw(code, n):
             some = [i for i, text in enumerate(clips.texts) if ' ' not in text]
@@ -134,11 +132,13 @@ def text_scoreboard(model: VideoDiT, # on the text's axis, with a vocabulary
         if code not in known: raise ValueError(f'the readers know {", ".join(known)}, not {code}: make others, or say '
                                                f'--language {known[0]}')
     sample = partial(generate, model, **how)
-    draw = _readable(partial(unseen_clips, size=config.size, crop=config.crop, look=config.look), readers)
+    draw = partial(unseen_clips, size=config.size, crop=config.crop, look=config.look)
+    words_only = any(SPACE not in reader.config.alphabet for reader in readers)
+    if words_only: draw = _single_words(draw)
     def add(row):
         rows.append(row)
         if log: log(_line(row))
-    if log and SPACE not in readers[0].config.alphabet: log('the readers know single words only: no phrases')
+    if log and words_only: log('the readers know single words only: no phrases')
     for code, count in counts.items():
         if code == 'ase':
             for row in _american(sample, readers, model, count, draw): add(row)
