@@ -73,8 +73,8 @@ def test_wheel_is_what_runs(installed):
     package = installed.target/'text2sign'
     assert installed('import text2sign; print(text2sign.__file__)').strip() == str(package/'__init__.py')
     weights = {path.name for path in (package/'weights').glob('*.safetensors')}
-    assert weights == {'fs-ase.safetensors', 'fs-ase-image.safetensors', 'reader-conv.safetensors',
-                       'reader-points.safetensors'}
+    assert weights == {f'{name}.safetensors' for name in ('fs-ase', 'fs-ase-image', 'fs-ase-long', 'reader-conv',
+                                                          'reader-points')}
     assert (installed.target/'bin'/'text2sign').exists()
 
 

@@ -34,6 +34,13 @@ def test_shipped_model_spells():
         assert cer(read, words) <= 0.15 and cer(read, shuffled(words)) >= 0.6, read
 
 
+def test_long_words_are_spelled():
+    "The first is twice as long as any word of `fs-ase`'s training; of the readers' errors at most one a word."
+    words = ['WASHINGTON', 'MARGARET']
+    made = generate(load_model('fs-ase-long'), words, steps=8)
+    for reader in load_readers(): assert cer(reader.transcribe(made), words) <= 0.12
+
+
 @pytest.mark.slow
 def test_error_rate_of_the_shipped_model():
     """README's 0.2 % is of 500 words; of 100 words (some 400 letters) it is below 1 % unless something broke: were the
@@ -46,7 +53,7 @@ def test_error_rate_of_the_shipped_model():
     assert cer(read, shuffled(words)) >= 0.75
 
 
-@pytest.mark.parametrize('name', ['fs-ase', 'fs-ase-image', 'reader-conv', 'reader-points'])
+@pytest.mark.parametrize('name', ['fs-ase', 'fs-ase-image', 'fs-ase-long', 'reader-conv', 'reader-points'])
 def test_a_flipped_bit_of_what_ships_is_found(tmp_path, name):
     file = find_checkpoint(name)
     data = bytearray(file.read_bytes())

@@ -243,7 +243,8 @@ def device_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f'{text} is no device: use auto, cpu, cuda or cuda:1')
 
 # %% ../nbs/09a_cli.ipynb #shared-09a
-_CHECKPOINT = 'a file, or a name in checkpoints/: a model, a run, or latest (the newest run)'
+_CHECKPOINT = ('a file, or a name in checkpoints/: fs-ase, fs-ase-long (words of any length, phrases), a run, '
+               'or latest (the newest run)')
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
 _AS_IT_SAYS = 'default: as the checkpoint says'
 
@@ -347,6 +348,7 @@ COMMANDS['sample'] = Command(
     'make clips from words', 'Prints the path of each clip, in the order of the words.',
     ['sample --text ZOE', 'sample --text ZOE --text CHEESE --out clips', 'sample --texts words.txt --out clips',
      'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif',
+     'sample --text "HELLO WORLD" --checkpoint fs-ase-long',
      'sample --text "la calle" --language ssp --checkpoint latest'],
     _add_sample, _run_sample)
 COMMANDS['look'] = Command(

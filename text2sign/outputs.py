@@ -132,7 +132,8 @@ def length_warning(config,  # `ModelConfig`: of it, `max_letters`; 0: not known
     long = [text for text in texts if longest and len(text.upper()) > longest]  # ß is spelled as two letters
     if not long: return ''
     names = ', '.join(long[:3]) + (', ...' if len(long) > 3 else '')
-    return f'{names}: longer than any word of training ({longest} letters), so expect wrong letters'
+    return (f'{names}: longer than any word of training ({longest} letters), so expect wrong letters; '
+            'the checkpoint fs-ase-long spells words of any length')
 
 # %% ../nbs/06c_outputs.ipynb #out-mem
 _TENSORS = 20 # of a token's features: those that are alive at a time, and half as much again for the allocator
