@@ -243,8 +243,7 @@ def device_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f'{text} is no device: use auto, cpu, cuda or cuda:1')
 
 # %% ../nbs/09a_cli.ipynb #shared-09a
-_CHECKPOINT = ('a file, or a name in checkpoints/: fs-ase, fs-ase-long (words of any length, phrases), a run, '
-               'or latest (the newest run)')
+_CHECKPOINT = 'a file, or a name: fs-ase, fs-ase-long (words of any length, phrases), a run, latest (the newest run)'
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
 _AS_IT_SAYS = 'default: as the checkpoint says'
 
@@ -348,8 +347,7 @@ COMMANDS['sample'] = Command(
     'make clips from words', 'Prints the path of each clip, in the order of the words.',
     ['sample --text ZOE', 'sample --text ZOE --text CHEESE --out clips', 'sample --texts words.txt --out clips',
      'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif',
-     'sample --text "HELLO WORLD" --checkpoint fs-ase-long',
-     'sample --text "la calle" --language ssp --checkpoint latest'],
+     'sample --text "HELLO WORLD" --checkpoint fs-ase-long', 'sample --text casa --language ssp --checkpoint mine'],
     _add_sample, _run_sample)
 COMMANDS['look'] = Command(
     'see what would be trained on: films, crops, kept windows, texts, warnings first',
