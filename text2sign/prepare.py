@@ -100,7 +100,7 @@ def _corpus_data(settings: Settings, config: ModelConfig | None) -> TrainingData
     def draw(words, seed):
         return _draw_stored(settings, words, seed, spell_some) or spell_some(words, seed, cache=True)
     lists, drawn = word_lists(settings, config)
-    score_words = settings.score_words if settings.data == 'ase' else _no_score(settings)
+    score_words = settings.score_words if _readable(settings, [settings.data]) else _no_score(settings)
     _say_fewer('words', settings.words, lists['train'], 'training words')
     _say_fewer('score_words', score_words, lists['unseen'], 'unseen words')
     train = draw(lists['train'], settings.seed + 1)
@@ -124,9 +124,13 @@ def _draw_stored(settings: Settings, items: list, seed: int, draw) -> Clips | No
 def _no_score(settings: Settings) -> int:
     "Raises ValueError where scores were asked for that nobody can give."
     if settings.score_words not in (0, Settings.score_words):
-        raise ValueError('score_words needs the embedded ase corpus: the shipped readers know nothing else; '
+        raise ValueError(f'score_words: no readers here read data={settings.data} in the crop {settings.crop}; '
                          'leave it out')
     return 0
+
+def _readable(settings: Settings, languages: list[str]) -> bool:
+    from text2sign.reader import readable_languages
+    return set(languages) <= set(readable_languages(settings.crop))
 
 # %% ../nbs/05h_prepare.ipynb #axis-05g
 def _axis_data(settings: Settings, config: ModelConfig | None = None) -> TrainingData:
@@ -151,24 +155,19 @@ def _draw_parts(settings: Settings, texts: list[str], codes: list[str], seed: in
     pairs = list(zip(texts, codes))
     return store and _draw_stored(settings, pairs, seed, draw) or draw(pairs, seed)
 
-# %% ../nbs/05h_prepare.ipynb #6d8a986c
-def _readable(crop: str) -> list[str]:
-    "The languages that the readers of a crop know, where there are such readers."
-    from text2sign.reader import reader_path
-    if crop in ('hand', 'bust'): return ['ase']                          # one pair reads both
-    return list(LANGUAGES) if reader_path(shipped_dir(), crop, 'conv').exists() else []
-
 # %% ../nbs/05h_prepare.ipynb #453d3bbe
 def _axis_words(settings: Settings, languages: list[str]) -> tuple:  # words, languages
     "Unseen words of 2 to 20 letters, as many of each length; none where no reader reads them."
-    if not set(languages) <= set(_readable(settings.crop)): return [''][:_no_score(settings)], None
+    if not _readable(settings, languages): return [''][:_no_score(settings)], None
     return unseen_words(languages, settings.score_words, settings.max_letters)
 
 # %% ../nbs/05h_prepare.ipynb #axis-words-05g
 def _known_words(settings: Settings, config: ModelConfig | None) -> tuple:  # words, languages
     "Short words in the languages of the checkpoint, where a new one is taught: half as many as are read back."
     before = known_languages(config.vocabulary) if config else []
-    if not before or not set(parse_languages(settings.data)) - set(before): return (), ()
+    if not set(parse_languages(settings.data)) - set(before): return (), ()
+    before = [code for code in before if _readable(settings, [code])]
+    if not before: return (), ()
     return unseen_words(before[:settings.score_words // 2], settings.score_words // 2, 6)
 
 # %% ../nbs/05h_prepare.ipynb #vocabulary-05g
@@ -384,7 +383,7 @@ def read_back(frames,  # uint8 (N, T, H, W, 3)
               words: list[str],  # what each clip should spell
               device='cpu',
               crop: str = 'hand',  # of the clips
-              languages: list | None = None,  # of the words
+              languages=None,  # ISO 639-3, of all words or of each; None: see `Reader.frame_labels`
               ) -> dict:  # cer, cer_second, cer_shuffled, word_accuracy: shares
     "Character error rates of clips, by the two readers that ship."
     from text2sign.evaluate import cer, word_accuracy
@@ -416,7 +415,7 @@ def score(model: DiT,
     device, crop = model.pos_embed.device, model.config.crop or 'hand'
     how = dict(steps=steps, batch=batch)
     frames = generate(model, data.words, **how | _how_long(data, languages=data.languages))
-    scores = read_back(frames, data.words, device, crop, data.languages)
+    scores = read_back(frames, data.words, device, crop, data.languages or model.config.language)
     words, languages = data.known
     if not words: return scores
     frames = generate(model, words, language=languages, **how)
@@ -438,7 +437,8 @@ def score_table(history: list[dict],  # of the video stage
     language = dict(languages=data.languages) if data.languages else dict(language=settings.data)
     clips = spell(data.words, frames, settings.size, settings.crop, settings.seed + 2, look=settings.look,
                   progress=False, **language)
-    reference = read_back(clips.frames, clips.texts, pick_device(settings.device), settings.crop, data.languages)
+    known = data.languages or settings.data
+    reference = read_back(clips.frames, clips.texts, pick_device(settings.device), settings.crop, known)
     rows = {'before': scored[0], 'after': scored[-1], 'reference clips': reference}
     return {name: _in_words(row) for name, row in rows.items()}
 

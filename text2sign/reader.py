@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KINDS', 'RECIPES', 'FrameEncoder', 'ConvContext', 'SpatialSoftmaxEncoder', 'PointContext', 'ReaderConfig', 'Reader',
            'reader_texts', 'reader_alphabet', 'reader_dataset', 'augment', 'fit_reader', 'train_reader', 'load_reader',
-           'ceilings', 'reader_path', 'make_readers', 'load_readers', 'advise_readers']
+           'ceilings', 'reader_path', 'make_readers', 'readable_languages', 'load_readers', 'advise_readers']
 
 # %% ../nbs/07a_reader.ipynb #d4dc67f6
 from dataclasses import asdict, dataclass, field, fields
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .axis import default_language, known_languages, language_letters
-from .checkpoint import read_checkpoint, save_tensors
+from .checkpoint import read_checkpoint, read_config, save_tensors
 from .core import autocast_bf16, checkpoint_dirs, pick_device, progress_bar, workspace
 from .evaluate import as_pixels, cer, collapse_labels
-from .lexicon import AZ, LANGUAGES, load_lexicon
+from .lexicon import AZ, HOP, LANGUAGES, TWO_HANDED, load_lexicon
 from .spelling import SPACE, vocabulary
 from .texts import training_texts, unseen_clips
 from .words import spell, splits
@@ -180,8 +181,7 @@ def choices(self: Reader,
             codes: list[str], # ISO 639-3; '': all letters
            ) -> Tensor: # bool (N,1+letters), on the reader's device
     "Which labels can occur in a language. Raises ValueError for a language that the reader does not know."
-    for code in codes:
-        if code: language_letters(self.config.alphabet, code)
+    for code in filter(None, codes): language_letters(self.config.alphabet, code)
     rows = [[True, *(not code or unit == SPACE or unit.startswith(f'{code}:') for unit in self.config.alphabet)]
             for code in codes]
     return torch.tensor(rows, device=self.head.weight.device)
@@ -246,16 +246,17 @@ def reader_dataset(texts: list[str],
                    frames: int,          # of a clip, or of the part of it
                    seed: int,            # of the styles
                    tempo: float,         # share of clips signed more slowly, 0 to 1
-                   crops: tuple,         # in turn, text by text
+                   crops: tuple,         # in turn, text by text, and for each with and without a hop
                    progress: bool = False, # show a bar
                   ) -> tuple: # frames uint8 (N,T,3,size,size), labels int64 (N,T) in `reader_alphabet(codes)`; codes
     "Reference clips for readers, in the wide style family, crop by crop."
     options = dict(wide=True, tempo=tempo, cache=False, progress=progress, cut=True)
     number = {unit: i for i, unit in enumerate(reader_alphabet(codes), 1)}
     pixels, labels, order = [], [], []
-    for i, crop in enumerate(crops):
-        part = slice(i, None, len(crops))
-        clips = spell(texts[part], frames, size, crop, seed, languages=codes[part], **options)
+    kinds = list(product(crops, (HOP, 0.)))                  # how a doubled letter is signed: see `spell_motion`
+    for i, (crop, hop) in enumerate(kinds[:len(texts)]):
+        part = slice(i, None, len(kinds))
+        clips = spell(texts[part], frames, size, crop, seed, languages=codes[part], hop=hop, **options)
         index = torch.tensor([0] + [number[unit] for unit in clips.alphabet])
         pixels.append(torch.from_numpy(clips.frames).movedim(-1, 2))
         labels.append(index[torch.from_numpy(clips.letters)])
@@ -318,16 +319,6 @@ def fit_reader(reader: Reader,
         opt.step()
         schedule.step()
 
-# %% ../nbs/07a_reader.ipynb #7eec6114
-def _seeded_reader(seed: int, *args) -> Reader: # args: of `Reader`
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Reader(*args)
-
-def _held_out(reader: Reader, texts: list, codes: list, crop: str, seed: int) -> dict: # the CER of whole clips
-    clips = spell(texts, None, reader.config.size, crop, seed, wide=True, languages=codes, cache=False, progress=False)
-    return dict(clips=len(texts), cer=round(cer(reader.transcribe(clips.frames, languages=codes), clips.texts), 4))
-
 # %% ../nbs/07a_reader.ipynb #77abc733
 def train_reader(data: tuple = None,      # texts and the code of each; None: `reader_texts(seed=seed)`
                  kind: str = 'conv',      # 'conv' or 'points'
@@ -345,11 +336,15 @@ def train_reader(data: tuple = None,      # texts and the code of each; None: `r
     "A reader trained on reference clips, all of it seeded: on a CPU the same bytes, on a GPU up to the order of sums."
     device = torch.device(device or pick_device())
     texts, codes = reader_texts(seed=seed) if data is None else data
-    reader = _seeded_reader(seed, reader_alphabet(codes), size, kind, width).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        reader = Reader(reader_alphabet(codes), size, kind, width).to(device)
     held = max(1, min(60, len(texts)//10))
     clips = reader_dataset(texts[held:], codes[held:], size, frames, 1000 + seed, .5, crops, progress)
     fit_reader(reader, clips, seed, steps, batch, lr, progress)
-    reader.config.held_out = _held_out(reader, texts[:held], codes[:held], crops[0], 2000 + seed)
+    test = spell(texts[:held], None, size, crops[0], 2000 + seed, wide=True, languages=codes[:held], cache=False)
+    read = reader.transcribe(test.frames, languages=codes[:held])
+    reader.config.held_out = dict(clips=held, cer=round(cer(read, test.texts), 4))
     return reader.eval()
 
 # %% ../nbs/07a_reader.ipynb #c234d677
@@ -401,48 +396,53 @@ def ceilings(readers: list[Reader],
     return table
 
 # %% ../nbs/07a_reader.ipynb #984a59bc
-RECIPES = dict(hand=dict(crops=('hand', 'bust'), size=64, width=24, batch=64), # crop -> arguments of `train_reader`
-               upper=dict(crops=('upper',), size=128, width=16),
-               signer=dict(crops=('signer',), size=128, width=16))
-
-def _recipe(crop: str) -> str:
-    "Raises ValueError for a crop without one."
-    if crop in ('bust', *RECIPES): return 'hand' if crop == 'bust' else crop
-    raise ValueError(f'no readers of the crop {crop!r} can be made: use bust, {", ".join(RECIPES)}')
+_NEAR = dict(crops=('hand', 'bust'), size=64, width=24, batch=64)       # one pair of readers reads both
+RECIPES = dict(bust=_NEAR, hand=_NEAR, upper=dict(crops=('upper',)), signer={}) # crop -> arguments of `train_reader`
 
 def reader_path(folder, crop: str, kind: str) -> Path:
-    return Path(folder)/f'reader-{"" if _recipe(crop) == "hand" else crop + "-"}{kind}.safetensors'
+    "Raises ValueError for a crop that has no readers."
+    if crop in RECIPES: return Path(folder)/f'reader-{"" if RECIPES[crop] is _NEAR else crop + "-"}{kind}.safetensors'
+    raise ValueError(f'no readers of the crop {crop!r} can be made: use {", ".join(RECIPES)}')
 
 # %% ../nbs/07a_reader.ipynb #2dea8c40
 def make_readers(crop: str = 'signer', # of the clips; bust: those of hand, which read both
                  folder=None,       # None: `checkpoints` of the clone or of the working directory
-                 languages=None,    # ISO 639-3 codes; None: one-handed crops ase, else all
+                 languages=None,    # ISO 639-3 codes; None: all, in the crops of one hand the one-handed ones
                  n: int = 6000,     # training texts
                  tests: int = 20,   # texts a list to measure the ceiling by, of ase five times as many; 0: none
                  **kwargs,          # of `train_reader`
                 ) -> list[Path]: # the files written
     "Train and save both readers of a crop, `conv` from seed 0 and `points` from seed 1, and measure their ceilings."
-    name = _recipe(crop)
-    recipe, languages = RECIPES[name] | kwargs, languages or (['ase'] if name == 'hand' else list(LANGUAGES))
     def save(reader): return reader.save(reader_path(folder or workspace()/'checkpoints', crop, reader.config.kind))
+    recipe = RECIPES[crop] | kwargs
+    languages = languages or [c for c in LANGUAGES if RECIPES[crop] is not _NEAR or c not in TWO_HANDED]
     readers = []
     for seed, kind in enumerate(KINDS):
         readers.append(train_reader(reader_texts(n, languages, seed), kind, seed, **recipe))
         save(readers[-1])                                               # the ceilings take about as long again
     counts = {code: tests*(5 if code == 'ase' else 1) for code in languages} if tests else {}
-    table = ceilings(readers, counts, recipe['size'], crop)
+    table = ceilings(readers, counts, readers[0].config.size, crop)
     for i, reader in enumerate(readers):
         reader.config.held_out['ceilings'] = {c: {k: cers[i] for k, cers in row.items()} for c, row in table.items()}
     return [save(reader) for reader in readers]
+
+def _find_readers(folder, crop: str) -> list[Path]: # [] where one of the two is missing
+    places = [folder] if folder else checkpoint_dirs()
+    pairs = ([reader_path(place, crop, kind) for kind in KINDS] for place in places)
+    return next((paths for paths in pairs if all(path.exists() for path in paths)), [])
+
+def readable_languages(crop: str = 'hand', folder=None) -> list[str]: # ISO 639-3 codes
+    "What `load_readers` would find readers of; [] where there are none. Only the heads of their files are read."
+    found = [ReaderConfig(read_config(path)['alphabet']).languages for path in _find_readers(folder, crop)]
+    return [code for code in found[0] if code in found[1]] if found else []
 
 def load_readers(folder=None, # None: where names of checkpoints are looked up
                  device='cpu',
                  crop: str = 'hand', # of the clips that they are to read
                 ) -> list[Reader]: # `conv` first
     "The two readers of a crop. Raises FileNotFoundError, with the command that makes them, where one is missing."
-    for place in [folder] if folder else checkpoint_dirs():
-        paths = [reader_path(place, crop, kind) for kind in KINDS]
-        if all(path.exists() for path in paths): return [load_reader(path, device) for path in paths]
+    paths = _find_readers(folder, crop)
+    if paths: return [load_reader(path, device) for path in paths]
     raise FileNotFoundError(f'no readers in {folder or "checkpoints/"}; {advise_readers(crop, folder)}')
 
 def advise_readers(crop: str, folder=None) -> str: # the end of an error message

@@ -273,11 +273,20 @@ def _rule_units(name, source, target, case):
     if name != 'text_encoder.embed.weight' or source is None or not own or own == theirs: return
     marks = len(source) - len(theirs)  # BOS, EOS, PAD, REPEAT
     if marks != len(target) - len(own) or source.shape[1:] != target.shape[1:]: return
-    took = {new: theirs.index(unit) for new, unit in enumerate(own) if unit in theirs}
+    took = {new: _unit_row(unit, theirs) for new, unit in enumerate(own)}
     out = target.clone()
     out[-marks:] = source[-marks:]
-    for new, old in took.items(): out[new] = source[old]
-    return _Found(out, 'adapted', f'{len(took)} units by name, {len(own) - len(took)} start fresh')
+    for new, old in took.items():
+        if old is not None: out[new] = source[old]
+    named, fresh = sum(unit in theirs for unit in own), sum(old is None for old in took.values())
+    why = f'{named} units by name, {len(own) - named - fresh} as in another language, {fresh} start fresh'
+    return _Found(out, 'adapted', why)
+
+def _unit_row(unit: str, theirs: tuple) -> int | None:  # None: they have no such letter
+    "By name, else the same letter of the first language that has it."
+    if unit in theirs: return theirs.index(unit)
+    letter = unit.partition(':')[2]
+    return next((i for i, other in enumerate(theirs) if other.partition(':')[2] == letter), None)
 
 # %% ../nbs/02a_surgery.ipynb #depth-02a
 _LAST_PROJECTIONS = ('text_attn.proj.', 'time_attn.proj.', 'text_cond.proj.')  # of a branch
