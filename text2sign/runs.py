@@ -345,7 +345,7 @@ def keep_content(folder: Path,  # of the run
     file = folder / 'content.json'
     if resumed and not file.exists(): print(f'{file} is gone: whether data and models are still the same is not known')
     if resumed and file.exists():
-        before = load_json(file, 'where the data and the models are as they were, delete it to go on', ['data'])
+        before = load_json(file, 'where the data and the models are as they were, delete it to go on', data=list)
         data = data_differences(before['data'], json.loads(json.dumps(content['data'])))
         differ = [f'{name} has other weights' for name in PARTS if before.get(name, content[name]) != content[name]]
         scale = content.get('vae_scale')
