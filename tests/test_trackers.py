@@ -68,6 +68,30 @@ def test_wandb(tmp_path):
     assert len(list(tmp_path.rglob('media/**/average_*.gif'))) == 6
 
 
+TRAIN = '''
+import sys
+from text2sign.settings import Settings
+from text2sign.train import train
+tiny = dict(stage='image', pretrained='', words=20, size=32, width=48, depth=1, heads=2, image_steps=2)
+try: train(Settings(tracker='wandb', **tiny), sys.argv[1])
+except ValueError as e: sys.exit(str(e))
+'''
+
+
+@pytest.mark.parametrize('mode', ['online', 'offline'])
+def test_a_missing_login_is_told_before_any_work(tmp_path, mode):
+    "Online in one line, before data are prepared; offline nothing is missing."
+    pytest.importorskip('wandb')
+    env = {name: value for name, value in os.environ.items() if not name.startswith('WANDB_')}
+    env |= dict(PYTHONPATH=str(HERE), HOME=str(tmp_path), WANDB_MODE=mode, WANDB_SILENT='true')
+    done = subprocess.run([sys.executable, '-c', TRAIN, str(tmp_path)], capture_output=True, text=True, env=env,
+                          stdin=subprocess.DEVNULL)
+    if mode == 'offline': assert (done.returncode, 'Clips:' in done.stdout) == (0, True), done.stderr[-2000:]
+    else:
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, '', 1), done.stderr[-2000:]
+        assert 'tracker=wandb has no login (No API key configured.' in done.stderr and 'WANDB_API_KEY' in done.stderr
+
+
 def test_trackio(tmp_path):
     pytest.importorskip('trackio')
     log_by('trackio', tmp_path, TRACKIO_DIR=str(tmp_path/'db'))

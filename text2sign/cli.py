@@ -243,7 +243,9 @@ def device_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f'{text} is no device: use auto, cpu, cuda or cuda:1')
 
 # %% ../nbs/09a_cli.ipynb #shared-09a
-_CHECKPOINT = 'a file, or a name: fs-ase, fs-ase-long (up to 40 letters, phrases), a run, latest (the newest run)'
+_CHECKPOINT = ('a file, or a name: of a run, latest (the newest run), or of a model that ships, fs-ase or fs-ase-long '
+               '(up to 40 letters, phrases); names are looked up in checkpoints/, then outputs/checkpoints/, then '
+               'what ships')
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
 _AS_IT_SAYS = 'default: as the checkpoint says'
 

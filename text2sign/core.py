@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['find_checkout', 'workspace', 'cache_dir', 'shipped_dir', 'checkpoint_dirs', 'atomic_path', 'is_abandoned',
-           'files_below', 'file_trace', 'cached_while_same', 'load_json', 'save_npz', 'exclusive', 'end_with_parent',
-           'interruptible', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16', 'cpu_count',
-           'available_memory', 'pixel_bytes', 'check_free_memory', 'only_local', 'format_time', 'nearest_name',
-           'changed_settings', 'first_line', 'one_line', 'slug', 'progress_bar', 'slow_cells']
+           'files_below', 'file_trace', 'cached_while_same', 'load_json', 'load_rows', 'save_npz', 'exclusive',
+           'end_with_parent', 'interruptible', 'generator', 'pick_device', 'pick_precision', 'autocast_bf16',
+           'cpu_count', 'available_memory', 'pixel_bytes', 'check_free_memory', 'only_local', 'format_time',
+           'nearest_name', 'changed_settings', 'first_line', 'one_line', 'slug', 'progress_bar', 'slow_cells']
 
 # %% ../nbs/00_core.ipynb #imports-core
 import ctypes
@@ -161,17 +161,29 @@ def cached_while_same(trace):  # name -> list that is another one when a file of
 # %% ../nbs/00_core.ipynb #json-core
 def load_json(path,  # of a file that this package has written
               otherwise: str,  # what to do where it is damaged
-              needs=(),  # names that the table in it has
-              ) -> dict:
-    "A table from a JSON file. Raises ValueError that names a damaged file, FileNotFoundError where there is none."
+              kind: type = dict,  # of what it holds: dict, or list
+              **needs: type,  # name in the table -> type of its value
+              ):
+    "What a JSON file holds. Raises ValueError that names a damaged file, FileNotFoundError where there is none."
     try:
-        table = json.loads(Path(path).read_bytes())
-        if not isinstance(table, dict): raise ValueError('it holds no table')
-        missing = [name for name in needs if name not in table]
-        if missing: raise ValueError(f'it has no {missing[0]}')
+        value = json.loads(Path(path).read_bytes())
+        if not isinstance(value, kind): raise ValueError(f'it holds no {"table" if kind is dict else "list"}')
+        for name, wanted in needs.items():
+            if name not in value: raise ValueError(f'it has no {name}')
+            if not isinstance(value[name], wanted): raise ValueError(f'its {name} is {value[name]!r:.40}')
     except ValueError as e:
         raise ValueError(f'{path} is damaged ({e}): {otherwise}') from None
-    return table
+    return value
+
+# %% ../nbs/00_core.ipynb #rows-core
+def load_rows(path,  # of a file with a list of tables, as `asdict` makes them
+              kind: type,  # the dataclass of each
+              otherwise: str,  # as for `load_json`
+              ) -> list:  # of that dataclass
+    "Raises as `load_json` does, also where a table has other names."
+    rows = load_json(path, otherwise, list)
+    try: return [kind(**row) for row in rows]
+    except TypeError as e: raise ValueError(f'{path} holds something else ({first_line(e)}): {otherwise}') from None
 
 # %% ../nbs/00_core.ipynb #save-npz
 def save_npz(path,  # where to write

@@ -9,6 +9,7 @@ __all__ = ['model_card', 'save_pretrained', 'from_pretrained', 'push_to_hub']
 import json
 import tempfile
 import warnings
+import zlib
 from pathlib import Path
 
 from .checkpoint import load_model, save_model
@@ -56,9 +57,23 @@ def model_card(config: ModelConfig,
                       use.format(name=name), '```', '',
                       'The configuration is in `model.safetensors` and counts; `config.json` repeats it.', ''])
 
+# %% ../nbs/02c_hub.ipynb #mark-02d
+_MARK = '\n<!-- text2sign writes this card anew as long as nobody edits it ({:08x}) -->\n'
+
+
+def _marked(card: str) -> str:
+    return card + _MARK.format(zlib.crc32(card.encode()))
+
+
+def _is_generated(path: Path) -> bool:
+    "Is the card as `_marked` made it, or not there yet?"
+    if not path.exists(): return True
+    text = path.read_text(encoding='utf-8', errors='replace')
+    return text == _marked(text.rpartition('\n<!--')[0])
+
 # %% ../nbs/02c_hub.ipynb #save-02d
 def save_pretrained(model: DiT,  # a `DiT` or `VideoDiT`
-                    folder,  # made where it is not there; a README.md in it is kept
+                    folder,  # made where it is not there; a README.md that somebody wrote is kept
                     name: str = '',  # in the card; '': that of the folder
                     ) -> Path:  # folder
     "Write model.safetensors, config.json and README.md. Raises OSError as `save_tensors` does."
@@ -70,10 +85,9 @@ def save_pretrained(model: DiT,  # a `DiT` or `VideoDiT`
             warnings.warn(f'the {part} of this model is the folder {place}: who has it elsewhere cannot use the model. '
                           f'Set model.config.{part} to a name on the hub', stacklevel=2)
     save_model(folder / 'model.safetensors', model)
-    card = model_card(config, name or folder.name)
-    texts = {'config.json': json.dumps(config.to_dict(), indent=2), 'README.md': card}
+    texts = {'config.json': json.dumps(config.to_dict(), indent=2)}
+    if _is_generated(folder / 'README.md'): texts['README.md'] = _marked(model_card(config, name or folder.name))
     for file, text in texts.items():
-        if file == 'README.md' and (folder / file).exists(): continue
         with atomic_path(folder / file) as part: part.write_text(text, encoding='utf-8')
     return folder
 
@@ -101,11 +115,11 @@ def push_to_hub(model: DiT,
                 token: str | None = None,  # with the right to write; None: that of `hf auth login`
                 message: str = 'A model of text2sign',
                 ) -> str:  # address of the commit
-    "Upload what `save_pretrained` writes; a README.md there is kept. Raises what huggingface_hub raises."
+    "Upload what `save_pretrained` writes; a card that somebody wrote stays. Raises what huggingface_hub raises."
     from huggingface_hub import HfApi
     api = HfApi(token=token)
     name = api.create_repo(name, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
+        if api.file_exists(name, 'README.md'): api.hf_hub_download(name, 'README.md', local_dir=folder)
         save_pretrained(model, folder, name)
-        kept = ['README.md'] * api.file_exists(name, 'README.md')
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, ignore_patterns=kept))
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message=message))

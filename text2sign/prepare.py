@@ -273,7 +273,8 @@ def prepare_data(settings: Settings,
     if path: data = _own_data(settings, path)
     else: data = _axis_data(settings, config) if settings.on_axis else _corpus_data(settings, config)
     if not data.content:
-        data.content = dict(data=fingerprint(data.clips, bool(path)) + fingerprint(data.val, bool(path)))
+        train, held = (fingerprint(clips, bool(path)) for clips in (data.clips, data.val))
+        data.content = dict(data=train + held, trained=len(train))
     data.content |= parts
     data = as_trained(settings, data, config)
     return replace(data, shown=preview_texts(settings, data.clips, data.about.get('vocabulary', ())))

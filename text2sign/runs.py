@@ -15,6 +15,7 @@ import re
 import shlex
 import time
 import warnings
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -316,14 +317,28 @@ def part_digest(name: str, value: str, device: str) -> str:  # name: one of `PAR
     weights = [w.cpu().contiguous().view(-1).view(torch.uint8).numpy() for w in weights.values()]
     return _digest(np.frombuffer(words, np.uint8), *weights)
 
-# %% ../nbs/05g_runs.ipynb #differences-05fa
+# %% ../nbs/05g_runs.ipynb #arrangement-05fa
 def _named(what: str, names: list) -> str:  # '' for none
     some = ', '.join(map(str, names[:3])) + ', ...' * (len(names) > 3)
     return f'{len(names)} {what} ({some})' if names else ''
 
 
-def data_differences(before: list, now: list) -> str:  # of `fingerprint`; '' where they are the same
-    "Which clips were added, removed, renamed or changed."
+def _arrangement(before: list, now: list, trained: tuple) -> str:  # as for `data_differences`
+    "What is another one where each clip is what it was. (A clip may be trained on and held out, where there are few.)"
+    if None in trained: return 'other clips are held out, or in another order, or there twice'
+    old, new = (Counter(name for name, _ in rows[:count]) for rows, count in zip((before, now), trained))
+    kinds = {'held out now': [name for name in old if name not in new],
+             'no longer held out': [name for name in new if name not in old],
+             'there another number of times': [name for name in old if new[name] not in (0, old[name])]}
+    found = [_named(what, names) for what, names in kinds.items() if names]
+    turned = [name for name in old if name in new] != [name for name in new if name in old]
+    return ', '.join(found + ['the clips in another order'] * turned) or 'the held-out clips in another order'
+
+# %% ../nbs/05g_runs.ipynb #differences-05fa
+def data_differences(before: list, now: list,  # of `fingerprint`; first those that are trained on
+                     trained: tuple = (None, None),  # how many these are, before and now; None: not known
+                     ) -> str:  # '' where they are the same
+    "Which clips were added, removed, renamed or changed; else what of their order or use is another."
     old, new = dict(before), dict(now)
     where = {digest: name for name, digest in before if name not in new}
     renamed = [name for name, digest in now if name not in old and digest in where]
@@ -333,7 +348,7 @@ def data_differences(before: list, now: list) -> str:  # of `fingerprint`; '' wh
     changed = [name for name in new if name in old and new[name] != old[name]]
     kinds = dict(added=added, removed=removed, renamed=renamed, changed=changed)
     found = [_named(what, names) for what, names in kinds.items() if names]
-    if not found and before != now: found = ['other clips are held out, or in another order, or there twice']
+    if not found and before != now: found = [_arrangement(before, now, trained)]
     return ', '.join(found)
 
 # %% ../nbs/05g_runs.ipynb #same-05fa
@@ -345,8 +360,9 @@ def keep_content(folder: Path,  # of the run
     file = folder / 'content.json'
     if resumed and not file.exists(): print(f'{file} is gone: whether data and models are still the same is not known')
     if resumed and file.exists():
-        before = load_json(file, 'where the data and the models are as they were, delete it to go on', ['data'])
-        data = data_differences(before['data'], json.loads(json.dumps(content['data'])))
+        before = load_json(file, 'where the data and the models are as they were, delete it to go on', data=list)
+        trained = before.get('trained'), content.get('trained')
+        data = data_differences(before['data'], json.loads(json.dumps(content['data'])), trained)
         differ = [f'{name} has other weights' for name in PARTS if before.get(name, content[name]) != content[name]]
         scale = content.get('vae_scale')
         if before.get('vae_scale', scale) != scale: differ.append('vae scales its latents otherwise')

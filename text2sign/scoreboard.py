@@ -26,7 +26,7 @@ def training_words(path, # of a checkpoint
     "From the checkpoint's configuration, or from the settings of its run. Raises ValueError where neither says."
     config = read_config(path)
     run = Path(path).parent/'settings.json'
-    if not config.get('words') and run.exists(): config = load_json(run, 'put it back', ['words', 'max_letters'])
+    if not config.get('words') and run.exists(): config = load_json(run, 'put it back', words=int, max_letters=int)
     if config.get('words'): return dict(train=config['words'], max_letters=config['max_letters'])
     raise ValueError(f'{path} does not say which words it was trained on, so that none can be called unseen: '
                      'evaluate a model that 05_train has made')

@@ -260,7 +260,7 @@ def open_shards(folder,  # where `write_shards` wrote
     "Raises ValueError that names shards which are missing or cut off, or hold no clip at all."
     folder = Path(folder)
     otherwise = 'run again what wrote it: shards that are there are kept'
-    count = load_json(folder / 'shards.json', otherwise, ['count'])['count']
+    count = load_json(folder / 'shards.json', otherwise, count=int)['count']
     paths = [shard_path(folder, k) for k in range(count)]
     bad = [f'{path.name} is missing' for path in paths if not path.exists()]
     shards = []

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from .core import load_rows
 from .dit import DiT, sincos_2d
 
 # %% ../nbs/02a_surgery.ipynb #024-02
@@ -61,13 +62,12 @@ def table(self: Report):
 
 @patch
 def save(self: Report, path) -> None:
-    rows = [asdict(row) for row in self.rows]
-    Path(path).write_text(json.dumps(rows, indent=1))
+    Path(path).write_text(json.dumps([asdict(row) for row in self.rows], indent=1))
 
 @patch(cls_method=True)
 def load(cls: Report, path) -> Report:
-    rows = json.loads(Path(path).read_text())
-    return cls([Row(**row) for row in rows])
+    "Raises ValueError that names a file which is damaged, or which `save` did not write."
+    return cls(load_rows(path, Row, 'give one that a graft left, such as video-graft.json in the folder of a run'))
 
 # %% ../nbs/02a_surgery.ipynb #026-02
 def _cell(row: Row) -> tuple[str, str]:

@@ -23,12 +23,31 @@ TRACKERS = 'tensorboard', 'wandb', 'trackio'
 
 
 def check_tracker(name: str) -> None:
-    "Raises ValueError for a tracker that is not known, or not installed."
+    "Raises ValueError for a tracker that is not known, not installed, or has no login where it needs one."
     if name not in TRACKERS:
         raise ValueError(f'tracker is {name!r}: use {", ".join(TRACKERS)}{nearest_name(name, TRACKERS)}')
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise ValueError(f"tracker={name}: {name} is not installed: pip install 'text2sign[{name}]'")
+    if name == 'wandb': _check_wandb_login(import_module(name))
+    if name == 'trackio': _check_trackio_login()
+
+# %% ../nbs/05da_trackers.ipynb #login-05da
+def _check_wandb_login(wandb) -> None:  # the module
+    "Raises ValueError where it would be online, and has no key that its server takes."
+    if wandb.setup().settings.mode in ('offline', 'dryrun', 'disabled'): return
+    try: wandb.login(verify=True)
+    except Exception as e:
+        raise ValueError(f'tracker=wandb has no login ({first_line(e)}): wandb login, or set WANDB_API_KEY, or '
+                         'WANDB_MODE=offline') from None
+
+
+def _check_trackio_login() -> None:
+    "Raises ValueError where it would write to a Space, and there is no token."
+    from huggingface_hub import get_token
+    if (space := os.environ.get('TRACKIO_SPACE_ID')) and not get_token():
+        raise ValueError(f'tracker=trackio has no login for TRACKIO_SPACE_ID={space}: hf auth login, or set HF_TOKEN, '
+                         'or unset TRACKIO_SPACE_ID')
 
 # %% ../nbs/05da_trackers.ipynb #logger-05da
 class TrackerLogger:
