@@ -104,7 +104,7 @@ def _check_words(settings: Settings, codes: list[str]) -> None:  # of languages
 # %% ../nbs/05fb_checks.ipynb #check-sentences-05fb
 def _check_sentences(settings: Settings, own: Path | None, on_axis: bool) -> None:
     "Raises ValueError where no sentences can be composed; they are always in memory."
-    if not own: raise ValueError(f'sentences={settings.sentences} needs clips of single signs: data=FOLDER')
+    if not own: raise ValueError(f'sentences={settings.sentences} needs clips or poses of single signs: data=FOLDER')
     if not on_axis: raise ValueError(f'sentences={settings.sentences} of any length need text_position=place')
     check_memory(settings, settings.sentences, kind='sentences')
 

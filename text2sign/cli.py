@@ -56,16 +56,17 @@ def _run_render(a) -> None:  # a: parsed arguments
     "Draw words, or recorded poses."
     from text2sign.drawing import draw_pose, draw_words, save_drawing
     if bool(a.pose) == bool(a.words): raise ValueError('give each WORD to draw, or --pose FILE')
-    for word in a.words:
-        if word.lower().endswith('.pose'): raise ValueError(f'{word}: for a pose file give --pose {word}')
+    files = [word for word in a.words if word.lower().endswith('.pose')]
+    if files: raise ValueError(f'{files[0]}: for a pose file give --pose {" ".join(files)}')
     words = _cleaned(a.words)
-    names = [Path(file).stem for file in a.pose] or words
+    names = ['-'.join(Path(file).stem for file in files) for files in a.pose] or words
     paths = output_paths(names, a.out, '-rendered', (*FORMATS, '.pose'))
     check_writable(paths)
     size, crop = a.size or (128 if a.pose else 64), a.crop or ('signer' if a.pose else '')
-    drawings = [draw_pose(file, size, crop, a.seed, a.frames) for file in a.pose]
+    how = dict(size=size, crop=crop, seed=a.seed, frames=a.frames)
+    drawings = [draw_pose(*files, **how) for files in a.pose]
     if words: drawings = draw_words(words, size, crop, a.seed, a.language, a.frames)
-    for drawing, path, name in zip(drawings, paths, a.pose or words):
+    for drawing, path, name in zip(drawings, paths, [' '.join(files) for files in a.pose] or words):
         for note in drawing.notes: print(f'text2sign: {name}: {note}', file=sys.stderr)
         print(save_drawing(drawing, path))
 
@@ -319,7 +320,8 @@ def _add_check(p) -> None:
 
 def _add_render(p) -> None:
     p.add_argument('words', nargs='*', metavar='WORD', help='what to draw, one clip each')
-    p.add_argument('--pose', action='append', default=[], metavar='FILE', help='a recorded .pose file; may be repeated')
+    p.add_argument('--pose', action='append', nargs='+', default=[], metavar='FILE',
+                   help='a recorded .pose file; several files are joined to one sentence; may be repeated')
     _add_drawing(p)
     p.add_argument('--size', type=int, help='pixels along one side, 32 to 512; without it 64, and 128 for poses')
     p.add_argument('--crop', metavar='NAME', help='hand, bust, upper, signer; without it hand, or signer for two hands')
@@ -375,7 +377,8 @@ COMMANDS['check'] = Command(
 COMMANDS['render'] = Command(
     'draw words or poses with the renderer, without any model',
     'Prints the path of each clip. --out may also end in .pose.',
-    ['render HELLO --out hello.mp4', 'render HALLO --language gsg --crop bust --size 128', 'render --pose sign.pose'],
+    ['render HELLO --out hello.mp4', 'render HALLO --language gsg --crop bust --size 128', 'render --pose sign.pose',
+     'render --pose hello.pose my.pose name.pose --out sentence.mp4'],
     _add_render, _run_render)
 
 # %% ../nbs/09a_cli.ipynb #070-09a

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from .clips import FPS
+from .compose import PoseDictionary
 from .export import save_clip
 from .lexicon import load_lexicon, spell_motion
 from .motion import Motion
-from .pose_sources import find_poses
-from .poses import draw_source, hand_notes, write_pose
+from .pose_sources import find_poses, read_motion
+from .poses import draw_motion, hand_notes, write_pose
 from .words import spell
 
 # %% ../nbs/06b_drawing.ipynb #drw-class
@@ -25,7 +26,7 @@ class Drawing:
     "What was drawn."
     text: str
     frames: np.ndarray  # uint8 (T,size,size,3)
-    motion: Motion  # as it was recorded or spelled
+    motion: Motion  # as it was recorded, joined or spelled
     fps: float  # of the frames
     about: dict  # what made it
     notes: list = field(default_factory=list)  # sentences: what was not seen of a recording
@@ -39,20 +40,36 @@ def _one_file(path) -> Path:
     return path
 
 
-def draw_pose(path,  # a .pose file
+def _read_file(path) -> tuple:  # its text, its `Motion`
+    (source,), *_ = find_poses(_one_file(path))
+    try:
+        return source.text, read_motion(source, FPS, 16 / 9)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from None
+
+
+def _in_one(motions: list) -> Motion:  # at FPS
+    "A sentence of these signs, in order."
+    numbers = [str(i) for i in range(len(motions))]  # names: two files may have one
+    signs = PoseDictionary([motion.close_gaps().resample(FPS) for motion in motions], numbers)
+    return signs.motion(numbers, np.random.default_rng(0))
+
+# %% ../nbs/06b_drawing.ipynb #drw-pose-2
+def draw_pose(*paths,  # a .pose file; several are joined to one sentence
               size: int = 128,  # pixels a side
               crop: str = 'signer',
               seed: int | None = None,  # of the style; None: the neutral one
               frames: int | None = None,  # at most so many
               ) -> Drawing:
-    "A recorded signer as the mannequin. Raises FileNotFoundError, or ValueError that says why a file cannot be used."
-    (source,), *_ = find_poses(_one_file(path))
-    try:
-        motion, film = draw_source(source, size, crop, seed)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from None
-    about = dict(text=source.text, pose=Path(path).name, seed=seed, crop=crop, source='rendered')
-    return Drawing(source.text, film[:frames], motion, FPS, about, hand_notes(motion))
+    "Recorded signers as the mannequin. Raises FileNotFoundError, or ValueError that says why a file cannot be used."
+    texts, motions = zip(*map(_read_file, paths))
+    motion = motions[0] if len(motions) == 1 else _in_one(motions)
+    film = draw_motion(motion, size, crop, seed)
+    text, names = ' '.join(texts), ' '.join(Path(path).name for path in paths)
+    about = dict(text=text, pose=names, seed=seed, crop=crop, source='rendered')
+    notes = [f'{name}: {note}' if len(texts) > 1 else note
+             for name, one in zip(texts, motions) for note in hand_notes(one)]
+    return Drawing(text, film[:frames], motion, FPS, about, notes)
 
 # %% ../nbs/06b_drawing.ipynb #drw-words
 def _spelled(text: str, language: str, frames: int | None) -> Motion:

@@ -170,8 +170,7 @@ def _look_at_poses(path: Path, settings: Settings, most: int, progress: bool) ->
     from text2sign.poses import read_poses
     poses, problems, notes = find_poses(path)
     sample = Found(_evenly(poses, most), [], [])
-    crop = 'signer' if settings.crop == Settings.crop else settings.crop
-    how = dict(crop=crop, look=settings.look, skip=settings.skip, cache=False, progress=progress)
+    how = dict(crop=settings.pose_crop, look=settings.look, skip=settings.skip, cache=False, progress=progress)
     with contextlib.redirect_stdout(io.StringIO()): # its report is a part of the page
         clips = read_poses(sample, None, settings.size, fps=settings.fps, **how)
     shown = _look_at_clips(clips, path, settings, most)

@@ -353,6 +353,7 @@ def render(motion,  # a `Motion`, or a right hand (T,21,3) as `word_motion` give
            size: int = 64,  # pixels a side, 32 to 512
            crop: str = '',  # one of CROPS; '': 'hand' where one hand spells, else 'signer'
            style: Style | None = None,  # None: the neutral one
+           which=None,  # numbers of the frames to draw, as they are in the whole motion; None: all T
            ) -> np.ndarray:  # uint8 (T,size,size,3)
     "Draw a motion as a mannequin; hands that were not seen are lowered. Raises ValueError for an unknown crop or size."
     if not isinstance(motion, Motion):
@@ -364,8 +365,9 @@ def render(motion,  # a `Motion`, or a right hand (T,21,3) as `word_motion` give
     figure = _figure(motion.lower_hands(), style)
     canvas = Canvas(size, crop, style, left_handed=motion.right is None)
     ground = canvas.image
-    frames = np.empty((len(motion), size, size, 3), np.uint8)
-    for i, frame in enumerate(frames):
+    which = range(len(motion)) if which is None else which
+    frames = np.empty((len(which), size, size, 3), np.uint8)
+    for i, frame in zip(which, frames):
         canvas.image = ground.copy()
         _draw_body(canvas, style, figure, i)
         _draw_arms(canvas, style, figure, i)

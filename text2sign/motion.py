@@ -236,10 +236,10 @@ def lower_hands(self: Motion,
 
 # %% ../nbs/00b_motion.ipynb #mot-resample
 @patch
-def resample(self: Motion, fps: float) -> Motion:
-    "The same motion at another frame rate, linearly interpolated; it starts at the same time."
-    count = int((len(self) - 1) * fps / self.fps + 1e-6) + 1
-    time = np.arange(count) * self.fps / fps
+def _at(self: Motion,
+        time,  # (T',): in frames, 0 to T-1
+        ) -> Motion:
+    "Linearly interpolated; not known between two frames of which one is not."
     before = np.minimum((time + 1e-6).astype(int), len(self) - 1)
     after = np.minimum(before + 1, len(self) - 1)
     share = (time - before)[:, None, None].astype(np.float32)
@@ -248,7 +248,20 @@ def resample(self: Motion, fps: float) -> Motion:
         mixed = part[before] * (1 - share) + part[after] * share
         return np.where(share < 1e-3, part[before], mixed)
 
-    return replace(self.apply(change), fps=float(fps))
+    return self.apply(change)
+
+# %% ../nbs/00b_motion.ipynb #mot-resample-2
+@patch
+def resample(self: Motion, fps: float) -> Motion:
+    "The same motion at another frame rate; it starts at the same time."
+    count = int((len(self) - 1) * fps / self.fps + 1e-6) + 1
+    return replace(self._at(np.arange(count) * self.fps / fps), fps=float(fps))
+
+
+@patch
+def retime(self: Motion, frames: int) -> Motion:
+    "From its first frame to its last one in so many frames: slower or faster."
+    return self._at(np.linspace(0, len(self) - 1, frames))
 
 # %% ../nbs/00b_motion.ipynb #mot-smooth
 @patch
@@ -267,6 +280,38 @@ def smooth(self: Motion,
         return np.where(known, mean, np.nan).reshape(part.shape)
 
     return self.apply(change)
+
+# %% ../nbs/00b_motion.ipynb #mot-rest
+_WAIST = .85  # sw below the shoulders: lower hands rest
+_UNSEEN = 9.  # sw below the shoulders: where a hand counts as being that was not seen
+_LAG = .08  # seconds over which a speed is taken
+
+
+def _heights(motion: Motion) -> np.ndarray:  # (T,) in sw: of the higher wrist above the shoulders
+    wrists = [getattr(motion, part)[:, 0, 1] for part in ('right', 'left') if part in motion.parts()]
+    return -np.nan_to_num(wrists, nan=_UNSEEN).min(0)
+
+# %% ../nbs/00b_motion.ipynb #mot-preparation
+def _preparation(heights,  # (T,)
+                 lag: int,  # frames
+                 ) -> int:  # frames before the stroke
+    up = heights > -_WAIST
+    if up[0] or not up.any(): return 0
+    first = int(up.argmax())
+    way = heights[first:]
+    climbs = way[lag:] - way[:-lag]
+    slow = climbs <= np.maximum.accumulate(climbs) / 3
+    count = int(slow.argmax()) if slow.any() else len(climbs)
+    return first + min(count, int(up.sum()) // 3)
+
+# %% ../nbs/00b_motion.ipynb #mot-rest-2
+@patch
+def stroke(self: Motion) -> Motion:
+    "Without preparation and retraction, where the recording begins or ends with hands at rest or not seen."
+    heights = _heights(self)
+    lag = min(max(1, round(_LAG * self.fps)), len(self) - 1)
+    if not lag: return self
+    return self[_preparation(heights, lag):len(self) - _preparation(heights[::-1], lag)]
 
 # %% ../nbs/00b_motion.ipynb #mot-join
 def _whole(motion: Motion, parts: list) -> Motion:  # with NaN for the parts that it lacks
@@ -288,7 +333,7 @@ def _transition(a,  # (n,3)
 
 # %% ../nbs/00b_motion.ipynb #mot-join-2
 def join(motions: list,  # of `Motion` at one frame rate
-         frames: int = 2,  # of transition from each to the next
+         frames: int | list = 2,  # of transition from each to the next, the same or one number each
          ) -> Motion:
     "One after the other; transitions start and end at rest. Raises ValueError for different frame rates."
     rates = {motion.fps for motion in motions}
@@ -296,12 +341,13 @@ def join(motions: list,  # of `Motion` at one frame rate
         raise ValueError(f'motions of {sorted(rates)} frames a second cannot be joined: resample them')
     parts = [name for name in _PARTS if any(name in motion.parts() for motion in motions)]
     motions = [_whole(motion, parts) for motion in motions]
-    u = smoothstep(np.arange(1, frames + 1) / (frames + 1)).astype(np.float32)
+    moves = [frames] * (len(motions) - 1) if isinstance(frames, int) else frames
+    moves = [smoothstep(np.arange(1, n + 1) / (n + 1)).astype(np.float32) for n in moves]
     joined = {}
     for name in parts:
         series = [getattr(motion, name) for motion in motions]
         pieces = series[:1]
-        for a, b in zip(series, series[1:]):
+        for a, b, u in zip(series, series[1:], moves):
             pieces += [_transition(a[-1], b[0], u), b]
         joined[name] = np.concatenate(pieces)
     return Motion(rates.pop(), **joined)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ASPECTS', 'from_keypoints', 'guess_aspect', 'PoseSource', 'holds_takes', 'holds_poses', 'find_poses', 'load_points',
-           'read_motion']
+           'read_motion', 'longest_of_some']
 
 # %% ../nbs/00d_pose_sources.ipynb #src-imports
 import os
@@ -300,3 +300,15 @@ def read_motion(source: PoseSource,
     if first >= len(motion):
         raise ValueError(f'it starts at {source.start:g} s, after its end at {len(motion) / motion.fps:.2f} s')
     return motion[first:max(last, first + 1)]
+
+# %% ../nbs/00d_pose_sources.ipynb #src-longest
+def _frames_of(source: PoseSource, fps: float) -> int:  # 1 of one that cannot be read, which is named when it is
+    try:
+        motion = read_motion(source, fps, 16 / 9)
+    except (ValueError, OSError):
+        return 1
+    return round(len(motion) / motion.fps * fps)
+
+
+def longest_of_some(sources: list, fps: float) -> int:  # frames at `fps` of the longest of about sixteen
+    return max(_frames_of(source, fps) for source in sources[::max(1, len(sources) // 16)])

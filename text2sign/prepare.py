@@ -192,10 +192,22 @@ def _join_vocabulary(data: TrainingData, config: ModelConfig | None) -> tuple:  
 
 # %% ../nbs/05h_prepare.ipynb #poses-05g
 def _pose_data(settings: Settings, path) -> Clips:
-    "Recorded people as the mannequin, each as long as it took; whole signers, unless another crop was asked for."
+    "Recorded people as the mannequin, each as long as it took."
     from text2sign.poses import read_poses
-    crop = 'signer' if settings.crop == Settings.crop else settings.crop
-    return read_poses(path, None, settings.size, crop, settings.fps, look=settings.look, skip=settings.skip, least=2)
+    how = dict(look=settings.look, skip=settings.skip, least=2)
+    return read_poses(path, None, settings.size, settings.pose_crop, settings.fps, **how)
+
+
+def _sentences(settings: Settings, signs, content: dict) -> TrainingData:  # signs: a `SignDictionary`
+    from text2sign.compose import sentence_clips
+    train, val = sentence_clips(signs, settings.sentences, settings.clip_frames, settings.seed + 1, True)
+    return TrainingData(train, val, {}, content=content)
+
+
+def _pose_sentences(settings: Settings, path) -> TrainingData:
+    from text2sign.compose import read_dictionary
+    how = dict(look=settings.look, skip=settings.skip)
+    return _sentences(settings, read_dictionary(path, settings.size, settings.pose_crop, settings.fps, **how), {})
 
 # %% ../nbs/05h_prepare.ipynb #own-memory-05g
 def _find_videos(path: Path):  # `Found`; None for poses and saved clips
@@ -209,27 +221,16 @@ def _find_videos(path: Path):  # `Found`; None for poses and saved clips
     notes = [f'{left} clips of the split test are left alone'] * bool(left)
     return found._replace(sources=kept, notes=found.notes + notes)
 
-# %% ../nbs/05h_prepare.ipynb #c39b2319
-def _longest_pose(settings: Settings, sources: list) -> int:  # frames, of some sixteen
-    "As long as the longest all others are stored, too."
-    return max(_pose_frames(source, settings.fps) for source in sources[::max(1, len(sources) // 16)])
-
-
-def _pose_frames(source, fps: float) -> int:  # 1 of one that cannot be read, which `read_poses` names
-    from text2sign.pose_sources import read_motion
-    try: motion = read_motion(source, fps, 16 / 9)
-    except (ValueError, OSError): return 1
-    return round(len(motion) / motion.fps * fps)
-
 # %% ../nbs/05h_prepare.ipynb #0ecc8789
 def _check_own_memory(settings: Settings, path: Path, videos) -> None:  # videos: `Found`, or None
     "Raises ValueError for poses or saved clips that do not fit into memory, before any is read; videos say it soon."
-    from text2sign.pose_sources import find_poses, holds_poses
-    if videos or holds_shards(path): return
+    from text2sign.pose_sources import find_poses, holds_poses, longest_of_some
+    if videos or holds_shards(path) or settings.sentences and holds_poses(path): return
     settings = replace(settings, store='memory')
     if holds_poses(path):
         sources = find_poses(path)[0]
-        return check_memory(settings, len(sources), pixel_bytes(_longest_pose(settings, sources), settings.size))
+        longest = longest_of_some(sources, settings.fps)                    # as long all others are stored, too
+        return check_memory(settings, len(sources), pixel_bytes(longest, settings.size))
     with zipfile.ZipFile(path) as file: check_memory(settings, 1, file.getinfo('frames.npy').file_size)
 
 # %% ../nbs/05h_prepare.ipynb #videos-05g
@@ -246,20 +247,20 @@ def _own_data(settings: Settings, path) -> TrainingData:
     "Somebody's own clips: a folder of videos, poses or shards, a table that lists them, takes, or saved `Clips`."
     from text2sign.pose_sources import holds_poses
     from text2sign.videos import durations, hold_out
+    _no_score(settings)
     stored = holds_shards(path)
     videos = None if stored else _find_videos(path)
     _check_own_memory(settings, path, videos)
     if stored: clips = open_shards(path)[0]
     elif videos: clips = _video_data(settings, videos)
+    elif settings.sentences and holds_poses(path): return _pose_sentences(settings, path)
     elif holds_poses(path): clips = _pose_data(settings, path)
     else: clips = Clips.load(path)
     limit = 1. if clips.frames.dtype == np.uint8 else np.inf
     if not isinstance(clips.frames, StoredFrames): check_data(clips.frames, clips.names, limits=(-limit, limit))
-    _no_score(settings)
     if settings.sentences:
-        from text2sign.compose import sentence_clips
-        train, val = sentence_clips(clips, settings.sentences, settings.clip_frames, settings.seed + 1)
-        return TrainingData(train, val, {}, content=dict(data=fingerprint(clips)))
+        from text2sign.compose import SignDictionary
+        return _sentences(settings, SignDictionary(clips), dict(data=fingerprint(clips)))
     return TrainingData(*hold_out(clips, settings.seed), durations(clips))
 
 # %% ../nbs/05h_prepare.ipynb #prepare-05g

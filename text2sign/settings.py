@@ -42,7 +42,7 @@ class Settings:
     framing: str = _setting('cover', 'own videos: cover (fill the square, follow the motion) or pad (with bars)')
     skip: int = _setting(0, 'own poses: frames left out at the start of each recording')
     fps: float = _setting(12.0, 'own films are read at so many frames a second; their length and speed stay')
-    sentences: int = _setting(0, 'own clips of single signs: compose so many sentences of them; 0: clips as they are')
+    sentences: int = _setting(0, 'clips or poses of single signs: compose so many sentences of them; 0: as they are')
     vae: str = _setting('', 'train on latents of this diffusers VAE (folder, file or hub id); empty: pixels')
     encoder: str = _setting('', 'frozen text encoder (folder or hub id, T5, BERT, ...); empty: bytes, which can spell')
     words: int = _setting(600, 'training words')
@@ -285,6 +285,10 @@ def clip_frames(self: Settings) -> int: return self.frames + self.frames // 4 * 
 
 @patch(as_prop=True)
 def clip_bytes(self: Settings) -> int: return pixel_bytes(self.clip_frames, self.size)
+
+@patch(as_prop=True)
+def pose_crop(self: Settings) -> str: # of recorded poses: the whole signer, unless another crop was asked for
+    return 'signer' if self.crop == Settings.crop else self.crop
 
 # %% ../nbs/05f_settings.ipynb #check-stage-05f
 @patch(as_prop=True)

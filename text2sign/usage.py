@@ -54,6 +54,7 @@ def _rewritten(command: str, words: list, options: dict, settings: list) -> list
         elif command == 'train' and word in settings and left: out += ['-p', word, left.pop(0)]
         elif name in options:
             count = 0 if equals else options[name]
+            if count == '+': count = next((i for i, w in enumerate(left) if w[:1] == '-'), len(left))
             if word == '--resume' and not left: left = ['latest']
             out += [word, *left[:count]]
             left = left[count:]
