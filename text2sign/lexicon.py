@@ -22,7 +22,7 @@ from .motion import FINGERS, Motion, join
 from .recording import read_pose
 from .spelling import HOLD, MOVE, check_fit, frames_needed, split_letters, text_places, timing, upper
 
-VERSION = 4  # of motion and drawing together: a new number makes every cached set stale
+VERSION = 5  # of motion and drawing together: a new number makes every cached set stale
 AZ = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 # %% ../nbs/00f_lexicon.ipynb #lex-constants

@@ -222,6 +222,23 @@ def _face(face, middle, width) -> np.ndarray | None:  # (T,18,4) -> (T,18,3), fl
     out[..., 2] *= 0
     return out
 
+# %% ../nbs/00c_recording.ipynb #rec-doubles
+_ONE = .1  # sw: hands whose landmarks are not further apart, on average
+_OFF = .15  # sw: from a hand to its wrist
+
+
+def _from_wrist(hand, body, wrist: int) -> np.ndarray:  # (T,) in sw
+    wrists = fill_gaps(body[:, [wrist], :2])[:, 0]
+    return np.nan_to_num(np.linalg.norm(hand[:, 0, :2] - wrists, axis=-1))
+
+
+def _drop_doubles(right, left, body) -> None:  # hands in place
+    apart = np.linalg.norm(right[..., :2] - left[..., :2], axis=-1).mean(1)
+    off = [_from_wrist(hand, body, wrist) for hand, wrist in zip((right, left), WRISTS)]
+    double = (apart < _ONE) & (np.max(off, 0) > _OFF)
+    right[double & (off[0] > off[1])] = np.nan
+    left[double & (off[0] <= off[1])] = np.nan
+
 # %% ../nbs/00c_recording.ipynb #rec-motion
 def to_motion(recording: Recording) -> Motion:
     "In units of the signer. Raises ValueError where there are no shoulders, or no hand in any frame."
@@ -234,8 +251,9 @@ def to_motion(recording: Recording) -> Motion:
         depth = _wrist_depth(body, wrist)
         hand = _hand(getattr(recording, part), depth, recording.depth, middle, width)
         hand[_too_far(hand, np.nanmedian(body[:, shoulder, :2], 0), _REACH)] = np.nan
-        if np.isfinite(hand).any():
-            hands[part] = hand
+        hands[part] = hand
+    _drop_doubles(**hands, body=body)
+    hands = {part: hand for part, hand in hands.items() if np.isfinite(hand).any()}
     if not hands:
         raise ValueError('no hand was seen in any frame')
     return Motion(recording.fps, body=body, face=face, **hands)
