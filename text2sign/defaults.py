@@ -7,6 +7,7 @@ __all__ = ['with_defaults', 'explain', 'as_started', 'planned_steps', 'forecast'
 
 # %% ../nbs/05fa_defaults.ipynb #a2ceeb97
 import math
+from bisect import bisect_right
 from copy import copy
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from .core import pick_device
 from .dit import ModelConfig
+from .monitor import Cadence
 from .processes import started_processes
 from .settings import Settings, _saved_shape, divisors, fitting_heads, resolve_data
 from .spelling import HOLD, MOVE, PHASE
@@ -140,13 +142,16 @@ def planned_steps(settings: Settings,
                   stage: str,  # 'image' or 'video'
                   minutes: float,  # that are left
                   seconds: float,  # a step takes
+                  evaluation: float = 0.,  # seconds that an evaluation takes
                   ) -> int:
     "The settings' own number; for 0 as many as fit, images before clips in a fifth of the time, 1,500 at most."
     given = settings.image_steps if stage == 'image' else settings.steps
     if given: return given
-    fit = 54 * minutes / seconds
-    if stage == 'image' and 'video' in settings.stages: fit = min(fit / 5, _MOST_IMAGE_STEPS)
-    return max(1, int(fit))
+    images_first = stage == 'image' and 'video' in settings.stages
+    room = 54 * minutes / (5 if images_first else 1)
+    def needed(steps): return steps * seconds + Cadence(steps, 0, 1, settings.sample_every).evaluations * evaluation
+    fit = bisect_right(range(1 + int(room / seconds)), room, key=needed) - 1
+    return max(1, min(fit, _MOST_IMAGE_STEPS) if images_first else fit)
 
 # %% ../nbs/05fa_defaults.ipynb #65f18a28
 def _seen(settings: Settings, texts: list[str], lengths, phases=()) -> tuple:  # as for `forecast`

@@ -289,8 +289,9 @@ def expect(self: Look) -> None: # adds to `training`
     for stage, a_step in seconds_by_stage(settings, self.sample).items():
         steps = planned_steps(settings, stage, left, a_step)
         batch, unit = (settings.image_batch, 'images') if stage == 'image' else (settings.batch, 'windows')
-        took = _lasting(steps*a_step)
-        self.training.append(f'{stage}: {steps:,} steps of {batch} {unit}, about {took} here ({a_step:.2g} s a step)')
+        most = '' if settings.recipe(stage).steps == steps else 'up to ' # training also measures its evaluations
+        took = f'about {_lasting(steps*a_step)} here ({a_step:.2g} s a step)'
+        self.training.append(f'{stage}: {most}{steps:,} steps of {batch} {unit}, {took}')
         left -= steps*a_step/60
     if settings.minutes: self.training.append(f'it stops after {settings.minutes:g} minutes, also before the last step')
     if 'video' not in settings.stages: return

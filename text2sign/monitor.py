@@ -43,6 +43,14 @@ class Cadence:
     def logs(self, step: int) -> bool:
         return step % self.log_every == 0 or self.samples(step)
 
+# %% ../nbs/05d_monitor.ipynb #evaluations-05d
+@patch(as_prop=True)
+def evaluations(self: Cadence) -> int:
+    "How many there are from the first step to the last."
+    early = [step for step in self.early if step <= self.total and step % self.sample_every]
+    at_the_end = self.total % self.sample_every > 0 and self.total not in early
+    return self.total // self.sample_every + len(early) + at_the_end
+
 # %% ../nbs/05d_monitor.ipynb #clock-05d
 class Clock:
     "The times of one call of the loop, in seconds."

@@ -31,13 +31,13 @@ from .runs import (is_done, keep_content, keep_places, open_run, read_history, r
                             said_of_finished, start_run)
 from .settings import Settings, resolve_data
 from .shards import StoredFrames
-from .speed import (find_memory_settings, out_of_memory_message, peak_matmul_flops, peak_memory_gib,
-                             seconds_a_step, warm_up)
+from .speed import (find_memory_settings, flops_per_item, out_of_memory_message, peak_matmul_flops,
+                             peak_memory_gib, seconds_a_step, seconds_an_evaluation, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
 from .trackers import Callbacks, make_loggers
 from .trainer import Trainer, ValLoss, list_checkpoints
-from .video import VideoDiT, flops
+from .video import VideoDiT
 
 # %% ../nbs/05i_fit.ipynb #log-05h
 @dataclass
@@ -59,7 +59,7 @@ class _Log:
         console = ConsoleLogger(self.cadence.total, unit, trainer.history, self.left)
         self.callbacks = [console, *self.callbacks]
         peak = trainer.world * peak_matmul_flops(trainer.device, trainer.recipe.precision)
-        self.mfu_per_item = _flops_per_item(trainer, self.batches) / peak
+        self.mfu_per_item = flops_per_item(trainer, self.batches) / peak
 
 # %% ../nbs/05i_fit.ipynb #log-left-05h
 @patch
@@ -74,12 +74,6 @@ def start(self: _Log) -> Clock:
     spent = history[-1].get('seconds', 0.) if history else 0.
     self.clock = Clock(self.cadence, self.trainer.step, spent)
     return self.clock
-
-# %% ../nbs/05i_fit.ipynb #flops-05h
-def _flops_per_item(trainer: Trainer, batches: Batches) -> float:
-    "Of a training step: the backward pass takes twice the products of the forward pass."
-    if batches.images: return 3 * flops(trainer.model)
-    return 3 * flops(trainer.model, batches.item_frames, batches.tokens)
 
 # %% ../nbs/05i_fit.ipynb #measure-05h
 @patch
@@ -103,11 +97,12 @@ def measure(self: _Log,
 def write(self: _Log,
           row: dict,  # as it was measured
           evaluate: bool,  # also the validation loss, previews and scores
+          evaluated: tuple = (),  # these, where they are known already
           ) -> None:
     "Append a row to the history, and hand it on."
     shown = {}
     if evaluate:
-        numbers, shown = self.trainer.evaluate(self.val_loss, self.preview, self.score)
+        numbers, shown = evaluated or self.trainer.evaluate(self.val_loss, self.preview, self.score)
         row |= numbers
     self.trainer.history.append(row)
     for callback in self.callbacks: callback(self.stage, row, shown)
@@ -176,6 +171,7 @@ def fit(trainer: Trainer,
         stage: str,  # 'image' or 'video': names the files in the folder
         preview=None,  # preview(model) -> [(caption, uint8 (T, H, W, 3)), ...]
         score=None,  # score(model) -> dict of numbers for the history
+        evaluated=(),  # what `Trainer.evaluate` has given already, before the first step
         callbacks=(),  # each called as callback(stage, row, previews) at every log step
         **cadence,  # of `Cadence`: minutes, log_every, sample_every, save_minutes, keep
         ) -> list[dict]:  # the history: a row each `log_every` steps
@@ -189,7 +185,7 @@ def fit(trainer: Trainer,
     _compile(trainer, batches, stage)
     first, total = trainer.rank == 0, cadence.total
     # resume: a trainer that has steps behind it goes on
-    if first and trainer.step == 0: log.write(dict(step=0), evaluate=True)
+    if first and trainer.step == 0: log.write(dict(step=0), True, evaluated)
     if first and trainer.step == total: trainer.save(folder, stage, cadence.keep)   # killed within its last save?
     # loop
     trainer.model.train()
@@ -316,16 +312,19 @@ def check_model(self: Stage, trainer: Trainer, batches: Batches) -> list[Check]:
 
 # %% ../nbs/05i_fit.ipynb #choose-05h
 @patch
-def choose_steps(self: Stage, trainer: Trainer, batches: Batches) -> None:
+def choose_steps(self: Stage, trainer: Trainer, batches: Batches, val_loss: ValLoss) -> tuple:  # as `fit` takes it
     "How many steps fit, where none were given; for own clips also how often each text will be seen."
-    settings, name = self.settings, 'image_steps' if self.images else 'steps'
+    settings, name, evaluated = self.settings, 'image_steps' if self.images else 'steps', ()
     if not getattr(settings, name):
-        trainer.recipe.steps = planned_steps(settings, self.name, self.minutes, seconds_a_step(trainer, batches))
+        how, each = self.arguments(), seconds_a_step(trainer, batches)
+        evaluation, evaluated = seconds_an_evaluation(trainer, val_loss, how['preview'], how['score'])
+        trainer.recipe.steps = planned_steps(settings, self.name, self.minutes, each, evaluation)
         setattr(settings, name, trainer.recipe.steps)
         start_run(self.folder, asdict(settings))
     if not self.images and resolve_data(settings.data) and trainer.rank == 0:
         clips = self.data.clips
         print(forecast(settings, clips.texts, clips.lengths, settings.sentences and clips.alphabet), flush=True)
+    return evaluated
 
 # %% ../nbs/05i_fit.ipynb #fc97573f
 @patch
@@ -348,9 +347,9 @@ def train_stage(accelerator,  # of the library accelerate, where this is one of 
     if trainer.rank == 0: stage.announce(trainer, batches, report)
     if stage.has_state(trainer): trainer.resume(stage.folder, stage.name)
     checks = stage.check_model(trainer, batches)
-    stage.choose_steps(trainer, batches)
+    how = dict(evaluated=stage.choose_steps(trainer, batches, val_loss)) | stage.arguments()
     with stage.make_callbacks(trainer) as callbacks:
-        fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **stage.arguments())
+        fit(trainer, batches, val_loss, stage.folder, stage.name, callbacks=callbacks, **how)
     return checks
 
 # %% ../nbs/05i_fit.ipynb #result-05h
