@@ -50,6 +50,7 @@ class FSDPTrainer(Trainer):
     ):
         super().__init__(shard(model, accelerator), objective, recipe, copied, accelerator)
 
+# %% ../nbs/05ba_fsdp.ipynb #fs-reduce
 @patch
 def all_reduce(self: FSDPTrainer, loss: Tensor) -> Tensor:  # () of this process -> () of all
     "Average the loss."
@@ -72,6 +73,7 @@ def gather(
         if self.rank == 0: found[name] = whole.cpu()
     return found
 
+# %% ../nbs/05ba_fsdp.ipynb #fs-save
 @patch
 def save(self: FSDPTrainer, folder, stage: str, keep: int = 1) -> Path:  # the checkpoint that one samples from
     "Write what `Trainer.save` writes, in the first process; all must call it. Raises OSError where there is no room."
