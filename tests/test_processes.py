@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 
 import numpy as np
 import pytest
@@ -208,7 +208,8 @@ def small(accelerator, kind, seed=0):
     torch.manual_seed(seed)
     clips = Clips(np.random.default_rng(0).integers(0, 255, (6, 5, 32, 32, 3), dtype=np.uint8), list('ABCDEF'))
     shape = dict(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27)
-    tr = kind(VideoDiT(**shape, learn_sigma=False, qk_norm=True), Flow(), Recipe(6, lr=2e-3), (), accelerator)
+    model, recipe = VideoDiT(**shape, learn_sigma=False, qk_norm=True), Recipe(6, lr=2e-3, grad_clip=0.2)   # clips
+    tr = kind(model, Flow(), recipe, (), accelerator)
     return tr, Batches(clips, False, 4, drop=0.2), ValLoss(Batches(clips, False, 6, seed=5, drop=0.), Flow())
 
 
@@ -225,8 +226,18 @@ def go_on(accelerator, kind, folder, seed=0, **cadence):
     if list_checkpoints(folder, 'video'): tr.resume(folder, 'video')
     shown = []
     def keep(stage, row, previews): shown.append({name: clips[0][1] for name, clips in previews.items()})
-    fit(tr, batches, val_loss, folder, 'video', preview, log_every=3, sample_every=3, callbacks=[keep], **cadence)
+    fit(tr, batches, val_loss, folder, 'video', preview, callbacks=[keep],
+        **dict(log_every=3, sample_every=3) | cadence)
     return tr, shown
+
+
+def interrupted_in_one(kind):
+    "A trainer whose second process gets Ctrl-C within its second step."
+    class Interrupted(kind):
+        def prepare_batch(self, batches, step):
+            if self.rank and step == 1: signal.raise_signal(signal.SIGINT)
+            return super().prepare_batch(batches, step)
+    return Interrupted
 
 
 def split_job(accelerator, home):
@@ -246,7 +257,9 @@ def split_job(accelerator, home):
     if accelerator.is_main_process: np.savez(home/'shown.npz', **shown[-1])
     else: assert not shown
 
-    for seed in (0, 1): go_on(accelerator, FSDPTrainer, home/'parts', seed, minutes=(1 - seed)*1e-9)
+    with pytest.raises(KeyboardInterrupt) if accelerator.process_index else nullcontext():     # the other follows
+        go_on(accelerator, interrupted_in_one(FSDPTrainer), home/'parts', sample_every=6)
+    go_on(accelerator, FSDPTrainer, home/'parts', seed=1)
     go_on(accelerator, FSDPTrainer, home/'from one', seed=2)
     go_on(accelerator, FSDPTrainer, home/'to one', minutes=1e-9)
     go_on(accelerator, FSDPTrainer, home/'to replicated', minutes=1e-9)
@@ -285,33 +298,32 @@ def final(home, run): return read_checkpoint(list_checkpoints(home/run, 'video')
 
 @pytest.mark.parametrize('run', ['replicated', 'split', 'from one', 'to one', 'to replicated'])
 def test_split_equals_one(split, run):
-    """In fp32, up to sums in another order: those of 1e-7 in a gradient are up to 1e-5 in a weight, since AdamW divides
-    by the gradient's size (six steps of at most 2e-3 have moved it by up to 1e-2)."""
+    """In fp32, up to sums in another order: 1e-7 of a loss or a norm, and of weights that have moved by 1e-2 about 1e-6
+    (measured: 6e-7), more where AdamW divides by gradients that are as small as their rounding."""
     (theirs, other), (ours, config) = final(split, 'one'), final(split, run)
     assert config['step'] == 6 and ours.keys() == theirs.keys()
     apart = {name: (ours[name] - v).abs().max().item() for name, v in theirs.items()}
     assert max(apart.values()) < 2e-5
     rows = {row['step']: row for row in other['history']}
     for row in config['history']:
-        for name in {'loss', 'val_loss', 'val_loss_raw'} & row.keys() & rows.get(row['step'], {}).keys():
-            assert row[name] == pytest.approx(rows[row['step']][name], rel=1e-5)
+        for name in row.keys() & rows.get(row['step'], {}).keys():
+            if 'loss' in name or 'norm' in name: assert row[name] == pytest.approx(rows[row['step']][name], rel=1e-5)
     if 'one' not in run: assert [row['step'] for row in config['history'] if 'val_loss' in row] == [0, 3, 6]
 
 
 def test_split_and_resumed(split):
-    "The same two processes: bit for bit."
+    "The same two processes, interrupted at their first line of the log, and begun again: bit for bit."
     (ours, config), (theirs, _) = final(split, 'parts'), final(split, 'split')
     assert all(ours[name].equal(v) for name, v in theirs.items())
-    assert [row['step'] for row in config['history']] == [0, 3, 6]
+    assert [(row['step'], 'val_loss' in row) for row in config['history']] == [(0, True), (3, False), (6, True)]
 
 
 def test_split_in_half(split):
-    "Of weights, average and moments each process holds half; a few of 3 or 27 rows have one more in the first."
+    "Of weights, average and moments each process holds one half: all have an even number of rows."
     both = [json.loads((split/f'sizes-{rank}.json').read_text()) for rank in range(2)]
     for name in ('weights', 'average', 'moments'):
         (first, whole), (second, _) = (sizes[name] for sizes in both)
-        assert first + second == whole > 4*100_000
-        assert 0.49*whole < second <= first < 0.51*whole
+        assert 2*first == 2*second == whole > 1_000_000
 
 
 def test_split_is_sampled_by_one(split):
