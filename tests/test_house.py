@@ -12,8 +12,8 @@ pytestmark = pytest.mark.quick
 HERE = Path(__file__).parent.parent
 NBS, PACKAGE = HERE/'nbs', HERE/'text2sign'
 NOTEBOOKS = sorted(path for path in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in path.parts)
-TRAINING = {'batches', 'trainer', 'speed', 'processes', 'monitor', 'preflight', 'settings', 'defaults', 'checks',
-            'runs', 'prepare', 'train'}
+TRAINING = {'batches', 'trainer', 'fsdp', 'speed', 'processes', 'monitor', 'preflight', 'settings', 'defaults',
+            'checks', 'runs', 'prepare', 'train'}
 RENDERER = {'mannequin', 'lexicon', 'cv2'}
 
 

@@ -141,7 +141,7 @@ def test_chain_of_calls(tmp_path, run):
     steps = [int(p.stem.split('-')[-1]) for p in list_checkpoints(folder, 'image')]
     assert 0 < steps[-1] < 40 and not list_checkpoints(folder, 'video')
     assert f'to be continued: -p resume {run}' in said
-    said = execute(tmp_path / 'second.ipynb', resume='latest', minutes=9., log_every=10)
+    said = execute(tmp_path / 'second.ipynb', resume=run, minutes=9., log_every=10)
     assert list_checkpoints(folder, 'image')[-1].stem.endswith('0000040')
     assert list_checkpoints(folder, 'video')[-1].stem.endswith('0000004')
     assert f'run {run} on' in said

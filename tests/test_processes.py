@@ -1,4 +1,5 @@
 """Training in processes of its own: killed at random moments it ends as if left alone; two processes equal one."""
+import io
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, redirect_stdout
 
 import numpy as np
 import pytest
@@ -190,6 +192,158 @@ def train_run(home, settings):
     from text2sign.settings import Settings
     from text2sign.train import train as train_settings
     train_settings(Settings(**settings), home)
+
+
+def small(accelerator, kind, seed=0):
+    "A trainer of six steps, and its data: the same in every process, where the seed is."
+    import torch
+
+    from text2sign.batches import Batches
+    from text2sign.clips import Clips
+    from text2sign.diffusion import Flow
+    from text2sign.trainer import Recipe, ValLoss
+    from text2sign.video import VideoDiT
+
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    clips = Clips(np.random.default_rng(0).integers(0, 255, (6, 5, 32, 32, 3), dtype=np.uint8), list('ABCDEF'))
+    shape = dict(size=32, patch=8, channels=3, width=48, depth=2, heads=2, classes=27)
+    model, recipe = VideoDiT(**shape, learn_sigma=False, qk_norm=True), Recipe(6, lr=2e-3, grad_clip=0.2)   # clips
+    tr = kind(model, Flow(), recipe, (), accelerator)
+    return tr, Batches(clips, False, 4, drop=0.2), ValLoss(Batches(clips, False, 6, seed=5, drop=0.), Flow())
+
+
+def preview(model):
+    from text2sign.sample import generate
+    return [('A', clip) for clip in generate(model, ['A'], frames=5, steps=2, precision='fp32')]
+
+
+def go_on(accelerator, kind, folder, seed=0, **cadence):
+    "Train from where the folder is to the end, or until `minutes` are over."
+    from text2sign.train import fit
+
+    tr, batches, val_loss = small(accelerator, kind, seed)
+    if list_checkpoints(folder, 'video'): tr.resume(folder, 'video')
+    shown = []
+    def keep(stage, row, previews): shown.append({name: clips[0][1] for name, clips in previews.items()})
+    fit(tr, batches, val_loss, folder, 'video', preview, callbacks=[keep],
+        **dict(log_every=3, sample_every=3) | cadence)
+    return tr, shown
+
+
+def interrupted_in_one(kind):
+    "A trainer whose second process gets Ctrl-C within its second step."
+    class Interrupted(kind):
+        def prepare_batch(self, batches, step):
+            if self.rank and step == 1: signal.raise_signal(signal.SIGINT)
+            return super().prepare_batch(batches, step)
+    return Interrupted
+
+
+def split_job(accelerator, home):
+    "What takes two processes, in two that are started once. What they find is asserted below, by the one that waits."
+    import torch
+
+    from text2sign.fsdp import FSDPTrainer
+    from text2sign.trainer import Trainer
+
+    go_on(accelerator, Trainer, home/'replicated')
+    tr, shown = go_on(accelerator, FSDPTrainer, home/'split')
+    here = dict(weights=tr.params.values(), average=tr.ema.mean.values(),
+                moments=[m for state in tr.optimizer.state.values() for m in (state['exp_avg'], state['exp_avg_sq'])])
+    sizes = {name: [sum(t.to_local().nbytes for t in tensors), sum(t.nbytes for t in tensors)]
+             for name, tensors in here.items()}
+    (home/f'sizes-{accelerator.process_index}.json').write_text(json.dumps(sizes))
+    if accelerator.is_main_process: np.savez(home/'shown.npz', **shown[-1])
+    else: assert not shown
+
+    with pytest.raises(KeyboardInterrupt) if accelerator.process_index else nullcontext():     # the other follows
+        go_on(accelerator, interrupted_in_one(FSDPTrainer), home/'parts', sample_every=6)
+    go_on(accelerator, FSDPTrainer, home/'parts', seed=1)
+    go_on(accelerator, FSDPTrainer, home/'from one', seed=2)
+    go_on(accelerator, FSDPTrainer, home/'to one', minutes=1e-9)
+    go_on(accelerator, FSDPTrainer, home/'to replicated', minutes=1e-9)
+    go_on(accelerator, Trainer, home/'to replicated', seed=3)
+
+    tr, batches, _ = small(accelerator, FSDPTrainer)
+    tr.train_step(batches)
+    before = tr.state()[0]
+    x, *rest = tr.prepare_batch(batches, 1)[0]
+    tr.prepare_batch = lambda *_: [(x*(float('nan') if tr.rank else 1), *rest)]     # in one of the two
+    tr.train_step(batches)
+    assert tr.guard.check().skipped == 1
+    after = tr.state()[0]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith('model.'))
+
+
+@pytest.fixture(scope='module')
+def split(tmp_path_factory):
+    "A folder of runs by one process, by two, and by two of which each holds a part of the model."
+    import torch
+
+    from text2sign.processes import launch
+    from text2sign.trainer import Trainer
+
+    home, threads = tmp_path_factory.mktemp('split'), torch.get_num_threads()
+    go_on(None, Trainer, home/'one')
+    go_on(None, Trainer, home/'from one', minutes=1e-9)
+    launch(split_job, 2, home)
+    go_on(None, Trainer, home/'to one', seed=4)
+    torch.set_num_threads(threads)
+    return home
+
+
+def final(home, run): return read_checkpoint(list_checkpoints(home/run, 'video')[-1])
+
+
+@pytest.mark.parametrize('run', ['replicated', 'split', 'from one', 'to one', 'to replicated'])
+def test_split_equals_one(split, run):
+    """In fp32, up to sums in another order: 1e-7 of a loss or a norm, and of weights that have moved by 1e-2 about 1e-6
+    (measured: 6e-7), more where AdamW divides by gradients that are as small as their rounding."""
+    (theirs, other), (ours, config) = final(split, 'one'), final(split, run)
+    assert config['step'] == 6 and ours.keys() == theirs.keys()
+    apart = {name: (ours[name] - v).abs().max().item() for name, v in theirs.items()}
+    assert max(apart.values()) < 2e-5
+    rows = {row['step']: row for row in other['history']}
+    for row in config['history']:
+        for name in row.keys() & rows.get(row['step'], {}).keys():
+            if 'loss' in name or 'norm' in name: assert row[name] == pytest.approx(rows[row['step']][name], rel=1e-5)
+    if 'one' not in run: assert [row['step'] for row in config['history'] if 'val_loss' in row] == [0, 3, 6]
+
+
+def test_split_and_resumed(split):
+    "The same two processes, interrupted at their first line of the log, and begun again: bit for bit."
+    (ours, config), (theirs, _) = final(split, 'parts'), final(split, 'split')
+    assert all(ours[name].equal(v) for name, v in theirs.items())
+    assert [(row['step'], 'val_loss' in row) for row in config['history']] == [(0, True), (3, False), (6, True)]
+
+
+def test_split_in_half(split):
+    "Of weights, average and moments each process holds one half: all have an even number of rows."
+    both = [json.loads((split/f'sizes-{rank}.json').read_text()) for rank in range(2)]
+    for name in ('weights', 'average', 'moments'):
+        (first, whole), (second, _) = (sizes[name] for sizes in both)
+        assert 2*first == 2*second == whole > 1_000_000
+
+
+def test_split_is_sampled_by_one(split):
+    "The file gives the clip that two processes together showed."
+    from text2sign.checkpoint import load_model
+
+    shown, model = np.load(split/'shown.npz'), load_model(split/'split'/'video.safetensors')
+    clip = preview(model)[0][1]
+    assert clip.shape == (5, 32, 32, 3) and clip.std() > 3   # of gray levels, after six steps
+    assert (clip != shown['average']).mean() < 1e-3 < 0.1 < (clip != shown['raw']).mean()   # a rounding of bytes apart
+
+
+def test_split_run(tmp_path):
+    "By settings, of an image model: two processes until their time is up, then one."
+    with redirect_stdout(io.StringIO()) as printed:
+        train_run(tmp_path, dict(run='a', fsdp=True, processes=2, minutes=1e-4, **TINY))
+        train_run(tmp_path, dict(resume='a', minutes=0))
+    weights, config = last_state(tmp_path)
+    assert config['step'] == 6 and all(w.isfinite().all() for w in weights.values())
+    assert 'to be continued' in printed.getvalue() and 'processes=1' not in printed.getvalue()
 
 
 if __name__ == '__main__':  # what torchrun starts: `text2sign train` at another home

@@ -45,6 +45,7 @@ def check_settings(settings: Settings) -> None:
     _check_steps(settings)
     pick_precision(settings.precision, pick_device(settings.device))
     check_processes(settings.processes)
+    if settings.fsdp: _check_fsdp(settings)
     check_tracker(settings.tracker)
     if settings.objective_name != 'auto': get_objective(settings.objective_name)
     if known.get('kind') == 'VideoDiT' and settings.stage != 'video':
@@ -64,6 +65,18 @@ def _check_stage(settings: Settings, stage: str) -> None:
                          f'microbatches on each of {settings.processes} processes')
 
 # %% ../nbs/05fb_checks.ipynb #check-steps-05fb
+def _check_fsdp(settings: Settings) -> None:
+    "Raises ValueError for what a model that is split over the processes cannot have."
+    if settings.processes == 1:
+        raise ValueError('fsdp splits a model over several processes, but processes=1: give processes, or drop fsdp')
+    if settings.lora:
+        raise ValueError(f'fsdp does not go with lora={settings.lora}, which trains few weights beside a whole model: '
+                         'drop one of the two')
+    if settings.fit_memory:
+        raise ValueError('fsdp does not go with fit_memory, which tries a step in each process alone: '
+                         'give accumulation and frame_chunk')
+
+
 def _check_steps(settings: Settings) -> None:
     "Raises ValueError where nobody can tell how many steps there are to be."
     names = dict(image='image_steps', video='steps')

@@ -380,6 +380,7 @@ def step(
     if not grads:
         raise ValueError('no parameter has a gradient: call guard.step after loss.backward(), and check what is frozen')
     norm = nn.utils.get_total_norm(grads).float()
+    if hasattr(norm, 'full_tensor'): norm = norm.full_tensor()  # of a sharded model: all processes get the same
     total = norm + loss.detach().reshape(())
     optimizer.grad_scale = (norm/clip).clamp(min=1)
     optimizer.found_inf = (total - total).ne(0).float()

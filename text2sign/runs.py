@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'find_run', 'start_run', 'merge_resume_settings', 'resumed_as', 'said_of_finished', 'keep_places',
-           'read_history', 'is_done', 'open_run', 'fingerprint', 'part_digest', 'data_differences', 'keep_content']
+           'read_history', 'is_done', 'open_run', 'fingerprint', 'part_digest', 'data_differences', 'keep_content',
+           'export_release']
 
 # %% ../nbs/05g_runs.ipynb #imports-05fa
 import hashlib
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import find_checkpoint, read_checkpoint, read_config
+from .checkpoint import find_checkpoint, read_checkpoint, read_config, save_tensors
 from .checks import check_settings
 from .clips import Clips
 from .core import atomic_path, exclusive, load_json, pick_device, workspace
@@ -124,7 +125,7 @@ def start_run(folder: Path,  # of the run
         warnings.warn(f'no link {folder.parent / "latest"}: {e}', stacklevel=2)
 
 # %% ../nbs/05g_runs.ipynb #resume-05f
-_ANEW = ('run', 'resume', 'device', 'processes')
+_ANEW = ('run', 'resume', 'device', 'processes', 'fsdp')
 _MOVABLE = ('data', 'vae', 'encoder', 'pretrained')
 _FREE = ('minutes', 'log_every', 'sample_every', 'score_words', 'score_steps', 'save_minutes', 'keep',
          'preview_texts', 'tracker', 'accumulation', 'frame_chunk', 'fit_memory')
@@ -371,3 +372,30 @@ def keep_content(folder: Path,  # of the run
             raise ValueError(f'run {folder.name!r} was begun with something else: {"; ".join(differ)}. Put it back as '
                              f'it was, or begin a new run from this one: {begin_from(folder)}')
     with atomic_path(file) as part: part.write_text(json.dumps(content))
+
+# %% ../nbs/05g_runs.ipynb #release-05g
+def export_release(
+    folder,  # of a finished run
+    path,  # where to, without suffix, such as checkpoints/fs-ase
+    card: dict,  # what people should know about the model; goes into its configuration
+) -> list[Path]:  # PATH.safetensors and PATH-image.safetensors, as far as the run has the stages, and PATH.json
+    "The averaged weights of a run in bf16 and its curves. Raises FileNotFoundError where the run has no checkpoint."
+    folder, path, curves, out = Path(folder), Path(path), {}, []
+    for stage, suffix in (('image', '-image'), ('video', '')):
+        file = folder/f'{stage}.safetensors'
+        if not file.exists(): continue
+        weights, config = read_checkpoint(file)
+        file = path.with_name(f'{path.name}{suffix}.safetensors')
+        out.append(save_tensors(file, _to_bf16(weights), config | dict(card=card)))
+        if states := list_checkpoints(folder, stage): curves[stage] = read_config(states[-1])['history']
+    if not out: raise FileNotFoundError(f'no image.safetensors or video.safetensors in {folder}: train first')
+    return out + [_write_curves(folder, path.with_suffix('.json'), curves)]
+
+# %% ../nbs/05g_runs.ipynb #release-parts-05g
+def _write_curves(folder: Path, path: Path, curves: dict) -> Path:  # path
+    settings = load_json(folder/'settings.json', 'put it back as it was')
+    with atomic_path(path) as part: part.write_text(json.dumps(dict(settings=settings, history=curves)))
+    return path
+
+def _to_bf16(weights: dict) -> dict:  # all but the table of positions, which is computed and stays exact
+    return {name: w if name == 'pos_embed' else w.bfloat16() for name, w in weights.items()}

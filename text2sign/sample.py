@@ -182,7 +182,7 @@ def _forward_function(
     def forward(x, t, text):
         with autocast_bf16(device, bf16):
             return model(x, t, text, frame_chunk=frame_chunk)
-    if device.type != 'cuda': return forward
+    if device.type != 'cuda' or hasattr(model, 'unshard'): return forward  # what FSDP gathers is in no graph
     graph = CUDAGraph(forward)
     return lambda *args: graph(*args).clone()
 

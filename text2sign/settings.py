@@ -82,6 +82,7 @@ class Settings:
     keep: int = _setting(1, 'newest states to keep')
     seed: int = _setting(0, 'of everything but which words are held out')
     processes: int = _setting(1, 'GPUs here, or CPU processes; many hosts: torchrun --no-python text2sign train')
+    fsdp: bool = _setting(False, 'split weights, optimiser, average over the processes; for models too large for a GPU')
     device: str = _setting('auto', 'cpu, cuda, or auto: a GPU if there is one')
 
     def __new__(cls, **given):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['peak_matmul_flops', 'flops_per_item', 'peak_memory_gib', 'fits_in_memory', 'find_memory_settings',
-           'out_of_memory_message', 'graphed_step', 'warm_up', 'seconds_a_step', 'seconds_an_evaluation']
+           'out_of_memory_message', 'train_step', 'graphed_step', 'warm_up', 'seconds_a_step', 'seconds_an_evaluation']
 
 # %% ../nbs/05c_speed.ipynb #c-imports
 import sys
@@ -106,10 +106,22 @@ def _options(tr: Trainer, batches: Batches) -> list:  # (accumulation, frame_chu
 def out_of_memory_message(tr: Trainer, batches: Batches) -> str:
     "One line for a step that did not fit: the settings it had, and ones that fit."
     had = f'batch {batches.batch}, accumulation {tr.recipe.accumulation}, frame_chunk {tr.recipe.frame_chunk}'
+    if tr.sharded: return f'out of memory at {had}: raise accumulation, then give frame_chunk, or take more processes'
     _free(tr)
     found = find_memory_settings(tr, batches)
     fits = f'accumulation={found.accumulation}, frame_chunk={found.frame_chunk}'
     return f'out of memory at {had}; this fits: {fits} (or set fit_memory=True)'
+
+# %% ../nbs/05c_speed.ipynb #c-step
+def train_step(
+    tr: Trainer,
+    batches: Batches,
+    parts: bool = False,  # also the gradient norm of each part of the model
+) -> dict:  # as `Trainer.train_step` gives it
+    "A step, or a ValueError that names settings which fit into memory."
+    try: return tr.train_step(batches, parts)
+    except torch.OutOfMemoryError: message = out_of_memory_message(tr, batches)
+    raise ValueError(message)
 
 # %% ../nbs/05c_speed.ipynb #c-graph
 def graphed_step(tr: Trainer):  # a function like `tr.forward_backward`
@@ -138,7 +150,7 @@ def warm_up(tr: Trainer, batches: Batches) -> float:  # seconds it took
     tr.add_noise(x, eps, t)  # tables of the objective move to the device now, and not during a capture
     _compile(tr, 0 if batches.images else tr.recipe.frame_chunk)
     try:
-        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk:
+        if tr.device.type == 'cuda' and not tr.recipe.frame_chunk and not tr.sharded:
             tr.graph = graphed_step(tr)
             tr.graph(microbatches)
         else: tr.forward_backward(microbatches[:1])

@@ -21,6 +21,7 @@ from .defaults import as_started, explain, forecast, planned_steps, said_of_samp
 from .diffusion import get_objective
 from .dit import DiT, ModelConfig
 from .finite import first_nonfinite
+from .fsdp import FSDPTrainer
 from .lora import add_lora
 from .monitor import Cadence, Clock, ConsoleLogger, StripWriter, notebook_callbacks
 from .preflight import Check, preflight
@@ -31,8 +32,8 @@ from .runs import (is_done, keep_content, keep_places, open_run, read_history, r
                             said_of_finished, start_run)
 from .settings import Settings, resolve_data
 from .shards import StoredFrames
-from .speed import (find_memory_settings, flops_per_item, out_of_memory_message, peak_matmul_flops,
-                             peak_memory_gib, seconds_a_step, seconds_an_evaluation, warm_up)
+from .speed import (find_memory_settings, flops_per_item, peak_matmul_flops, peak_memory_gib, seconds_a_step,
+                             seconds_an_evaluation, train_step, warm_up)
 from .surgery import Report, freeze, graft
 from .text import tokenize
 from .trackers import Callbacks, make_loggers
@@ -57,7 +58,7 @@ class _Log:
         trainer = self.trainer
         unit = 'images' if self.batches.images else 'clips'
         console = ConsoleLogger(self.cadence.total, unit, trainer.history, self.left)
-        self.callbacks = [console, *self.callbacks]
+        self.callbacks = [console, *self.callbacks] if trainer.rank == 0 else []
         peak = trainer.world * peak_matmul_flops(trainer.device, trainer.recipe.precision)
         self.mfu_per_item = flops_per_item(trainer, self.batches) / peak
 
@@ -82,8 +83,8 @@ def measure(self: _Log,
             ) -> dict:
     "The row of a log step. Raises NonFinite after too many bad steps in a row."
     trainer = self.trainer
-    skips = trainer.guard.check(self.replay)                        # waits for the device
-    if skips.new: print(skips, flush=True)
+    skips = self.check_guard()                                      # waits for the device
+    if skips.new and trainer.rank == 0: print(skips, flush=True)
     speed = self.clock.lap(trainer.step) * self.batches.batch
     row = {name: value.item() for name, value in numbers.items()}
     lr = trainer.recipe.lr_at(trainer.step - 1)
@@ -122,10 +123,16 @@ def replay(self: _Log, step: int):  # -> `Finding`, None: nothing was found
         return sum(losses)
     return first_nonfinite(trainer.model, step, names=names or None, loss=loss)
 
+
+@patch
+def check_guard(self: _Log):  # -> `Skips`
+    "Raises NonFinite after too many bad steps in a row. A sharded model is not searched: it is whole nowhere."
+    return self.trainer.guard.check(None if self.trainer.sharded else self.replay)
+
 # %% ../nbs/05i_fit.ipynb #finish-05h
 @patch
 def save(self: _Log, folder) -> None:
-    self.trainer.guard.check(self.replay)                           # nothing is saved of a run that is to be stopped
+    self.check_guard()                                              # nothing is saved of a run that is to be stopped
     with self.clock.saving(): self.trainer.save(folder, self.stage, self.cadence.keep)
 
 
@@ -154,15 +161,6 @@ def _compile(trainer: Trainer, batches: Batches, stage: str) -> None:
     seconds = warm_up(trainer, batches)
     if seconds and trainer.rank == 0: print(f'{stage}: kernels compiled in {seconds:.0f} s', flush=True)
 
-# %% ../nbs/05i_fit.ipynb #train-step-05h
-def _train_step(trainer: Trainer, batches: Batches, parts: bool) -> dict:
-    "A step, or a ValueError that names settings which fit into memory."
-    try:
-        return trainer.train_step(batches, parts=parts)
-    except torch.OutOfMemoryError:
-        message = out_of_memory_message(trainer, batches)
-    raise ValueError(message)
-
 # %% ../nbs/05i_fit.ipynb #fit-05h
 def fit(trainer: Trainer,
         batches: Batches,  # training data
@@ -183,24 +181,25 @@ def fit(trainer: Trainer,
     # set up
     log = _Log(trainer, batches, val_loss, stage, cadence, preview, score, callbacks)
     _compile(trainer, batches, stage)
-    first, total = trainer.rank == 0, cadence.total
+    total, evaluates = cadence.total, trainer.evaluates
     # resume: a trainer that has steps behind it goes on
-    if first and trainer.step == 0: log.write(dict(step=0), True, evaluated)
-    if first and trainer.step == total: trainer.save(folder, stage, cadence.keep)   # killed within its last save?
+    if evaluates and trainer.step == 0: log.write(dict(step=0), True, evaluated)
+    if evaluates and trainer.step == total: trainer.save(folder, stage, cadence.keep)   # killed within its last save?
     # loop
     trainer.model.train()
     clock = log.start()
     with interruptible() as interrupted:
         while trainer.step < total:
             logs = cadence.logs(trainer.step + 1)
-            numbers = _train_step(trainer, batches, parts=logs)
+            numbers = train_step(trainer, batches, parts=logs)
             stop = trainer.step == total
             if not stop and (logs or trainer.world == 1):
                 stop = trainer.any_process(interrupted() or clock.late())
-            if first and (logs or stop):
-                evaluate = cadence.samples(trainer.step) or stop and not interrupted()
+            if evaluates and (logs or stop):
+                evaluate = cadence.samples(trainer.step) or stop and not trainer.any_evaluating(interrupted())
                 log.write(log.measure(numbers), evaluate)
-            if first and (stop or clock.save_due()): log.save(folder)
+            due = stop or (logs or not trainer.sharded) and trainer.any_evaluating(clock.save_due())
+            if evaluates and due: log.save(folder)
             if stop: break
     return log.finish(interrupted(), folder)
 
@@ -245,8 +244,9 @@ def make_trainer(self: Stage, device, accelerator=None) -> tuple[Trainer, Report
     "The trainer before its first step, or before it resumes, and where its weights come from."
     model, report = self.build_model()
     recipe = self.settings.recipe(self.name, pick_precision(self.settings.precision, device))
-    objective = get_objective(self.objective, model.learn_sigma)
-    return Trainer(model.to(device), objective, recipe, report.names('copied'), accelerator), report
+    objective, copied = get_objective(self.objective, model.learn_sigma), report.names('copied')
+    if self.settings.fsdp: return FSDPTrainer(model, objective, recipe, copied, accelerator), report
+    return Trainer(model.to(device), objective, recipe, copied, accelerator), report
 
 
 @patch
