@@ -342,7 +342,8 @@ def train_reader(data: tuple = None,      # texts and the code of each; None: `r
     held = max(1, min(60, len(texts)//10))
     clips = reader_dataset(texts[held:], codes[held:], size, frames, 1000 + seed, .5, crops, progress)
     fit_reader(reader, clips, seed, steps, batch, lr, progress)
-    test = spell(texts[:held], None, size, crops[0], 2000 + seed, wide=True, languages=codes[:held], cache=False)
+    how = dict(wide=True, languages=codes[:held], cache=False, progress=progress)
+    test = spell(texts[:held], None, size, crops[0], 2000 + seed, **how)
     read = reader.transcribe(test.frames, languages=codes[:held])
     reader.config.held_out = dict(clips=held, cer=round(cer(read, test.texts), 4))
     return reader.eval()
@@ -414,11 +415,10 @@ def make_readers(crop: str = 'signer', # of the clips; bust: those of hand, whic
                 ) -> list[Path]: # the files written
     "Train and save both readers of a crop, `conv` from seed 0 and `points` from seed 1, and measure their ceilings."
     def save(reader): return reader.save(reader_path(folder or workspace()/'checkpoints', crop, reader.config.kind))
-    recipe = RECIPES[crop] | kwargs
     languages = languages or [c for c in LANGUAGES if RECIPES[crop] is not _NEAR or c not in TWO_HANDED]
     readers = []
     for seed, kind in enumerate(KINDS):
-        readers.append(train_reader(reader_texts(n, languages, seed), kind, seed, **recipe))
+        readers.append(train_reader(reader_texts(n, languages, seed), kind, seed, **RECIPES[crop] | kwargs))
         save(readers[-1])                                               # the ceilings take about as long again
     counts = {code: tests*(5 if code == 'ase' else 1) for code in languages} if tests else {}
     table = ceilings(readers, counts, readers[0].config.size, crop)
