@@ -27,7 +27,7 @@ setup(
     packages=['text2sign', 'text2sign.weights'],
     package_dir={'text2sign.weights': 'checkpoints'},           # what ships lies in git once
     package_data={'text2sign.weights': [
-        'fs-ase*.safetensors', 'reader-*.safetensors', '*.yaml', 'fs-ase.json']},
+        'fs-a*.safetensors', 'reader-*.safetensors', '*.yaml', 'fs-ase.json']},
     include_package_data=False,
     entry_points={
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],

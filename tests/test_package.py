@@ -73,8 +73,8 @@ def test_wheel_is_what_runs(installed):
     package = installed.target/'text2sign'
     assert installed('import text2sign; print(text2sign.__file__)').strip() == str(package/'__init__.py')
     weights = {path.name for path in (package/'weights').glob('*.safetensors')}
-    assert weights == {f'{name}.safetensors' for name in ('fs-ase', 'fs-ase-image', 'fs-ase-long', 'reader-conv',
-                                                          'reader-points')}
+    assert weights == {f'{name}.safetensors' for name in ('fs-all', 'fs-all-image', 'fs-ase', 'fs-ase-image',
+                                                          'reader-conv', 'reader-points')}
     assert (installed.target/'bin'/'text2sign').exists()
 
 
@@ -86,7 +86,7 @@ def test_wheel_samples_and_renders(installed):
 
 
 def test_wheel_checks(installed):
-    assert 'FAIL' not in installed(COMMAND, 'check', 'fs-ase')
+    assert 'FAIL' not in installed(COMMAND, 'check', 'fs-all')
 
 
 def test_wheel_shows_the_panel(installed):
@@ -95,7 +95,7 @@ def test_wheel_shows_the_panel(installed):
 from text2sign.panel import Panel
 p = Panel()
 print(p.message.value, p.settings[0]["checkpoint"].label, p._reader("hand") is not None)''')
-    assert said.split() == ['fs-ase', '(hand,', '64', 'px)', 'True']
+    assert said.split() == ['fs-all', '(hand,', '64', 'px)', 'True']
 
 
 def test_wheel_trains(installed):

@@ -9,7 +9,7 @@ from text2sign.evaluate import cer, word_accuracy
 from text2sign.reader import load_readers
 from text2sign.sample import generate
 from text2sign.settings import Settings
-from text2sign.texts import training_texts
+from text2sign.texts import parse_languages, training_texts
 from text2sign.words import spell, splits
 
 LISTS = splits()
@@ -27,7 +27,7 @@ def shuffled(words): return words[1:] + words[:1]
 def test_shipped_model_spells():
     words = [word for word in LISTS['unseen'] if len(word) >= 4][:6]
     reference = spell(words, frames=32, cache=False, progress=False).frames
-    made = generate(load_model('fs-ase'), words, steps=8)
+    made = generate(load_model('fs-all'), words, steps=8)
     readers = load_readers()
     assert len({reader.config.kind for reader in readers}) == 2
     for reader in readers:
@@ -37,13 +37,14 @@ def test_shipped_model_spells():
 
 
 def test_long_words_are_spelled():
-    """Both are longer than what `fs-ase` can spell, and training (`fs-ase-long.yaml`) showed neither; of 18 letters two
-    may be read wrong."""
+    "Training (`fs-all.yaml`) showed neither; of 18 letters two may be read wrong."
     words = ['EARTHQUAKE', 'MARGARET']
-    settings = Settings.from_yaml(find_checkpoint('fs-ase-long').with_suffix('.yaml'))
-    shown = ' '.join(training_texts(settings.words, [settings.data], settings.seed, settings.max_letters)[0]).split()
-    assert 'WASHINGTON' in shown and not set(words) & set(shown)
-    made = generate(load_model('fs-ase-long'), words, steps=8)
+    settings = Settings.from_yaml(find_checkpoint('fs-all').with_suffix('.yaml'))
+    texts = [(settings.words, settings.seed), (10_000, 1)]
+    parts = [training_texts(n, parse_languages(settings.data), seed, settings.max_letters)[0] for n, seed in texts]
+    shown = ' '.join(map(' '.join, parts)).split()
+    assert 'RECOMMENDATION' in shown and not set(words) & set(shown)
+    made = generate(load_model('fs-all'), words, steps=8)
     for reader in load_readers(): assert cer(reader.transcribe(made), words) <= 0.12
 
 
@@ -53,13 +54,13 @@ def test_error_rate_of_the_shipped_model():
     rate 0.4 %, the upper end of the interval, five or more errors would come in 2 of 100 such tests."""
     device = pick_device()
     words, reader = LISTS['unseen'][:100], load_readers(device=device)[0]
-    read = reader.transcribe(generate(load_model('fs-ase', device), words))
+    read = reader.transcribe(generate(load_model('fs-all', device), words))
     assert cer(read, words) <= 0.012, [pair for pair in zip(read, words) if pair[0] != pair[1]]
     assert word_accuracy(read, words) >= 0.96
     assert cer(read, shuffled(words)) >= 0.75
 
 
-@pytest.mark.parametrize('name', ['fs-ase', 'fs-ase-image', 'fs-ase-long', 'reader-conv', 'reader-points'])
+@pytest.mark.parametrize('name', ['fs-all', 'fs-all-image', 'fs-ase', 'fs-ase-image', 'reader-conv', 'reader-points'])
 def test_a_flipped_bit_of_what_ships_is_found(tmp_path, name):
     file = find_checkpoint(name)
     data = bytearray(file.read_bytes())

@@ -244,15 +244,15 @@ def device_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f'{text} is no device: use auto, cpu, cuda or cuda:1')
 
 # %% ../nbs/09a_cli.ipynb #shared-09a
-_CHECKPOINT = ('a file, or a name: of a run, latest (the newest run), or of a model that ships, fs-ase or fs-ase-long '
-               '(up to 40 letters, phrases); names are looked up in checkpoints/, then outputs/checkpoints/, then '
+_CHECKPOINT = ('a file, or a name: of a run, latest (the newest run), or of a model that ships, fs-all or fs-ase '
+               '(American words of up to six letters); names are looked up in checkpoints/, then outputs/checkpoints/, then '
                'what ships')
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
 _AS_IT_SAYS = 'default: as the checkpoint says'
 
 def _add_sampling(p) -> None:  # p: parser of a command
     "The arguments that `sample` and `evaluate` share."
-    p.add_argument('--checkpoint', default='fs-ase', metavar='NAME', help=_CHECKPOINT)
+    p.add_argument('--checkpoint', default='fs-all', metavar='NAME', help=_CHECKPOINT)
     p.add_argument('--steps', type=bounded(int, 1),
                    help=f'of the sampler: fewer are faster, more are finer; {_AS_IT_SAYS}')
     p.add_argument('--guidance', type=bounded(float, 0, 100),
@@ -272,7 +272,7 @@ def _add_drawing(p) -> None:
 def _add_train(p) -> None:
     p.add_argument('--resume', metavar='RUN',
                    help='go on with this run (a folder in checkpoints/; latest: the newest)')
-    p.add_argument('-f', metavar='FILE', help='settings from a YAML file, such as checkpoints/fs-ase.yaml')
+    p.add_argument('-f', metavar='FILE', help='settings from a YAML file, such as checkpoints/small.yaml')
     p.add_argument('-p', nargs=2, action='append', metavar=('NAME', 'VALUE'),
                    help='a setting of those below, such as -p minutes 60; may be given again, and goes before the file')
 
@@ -345,13 +345,13 @@ COMMANDS['train'] = Command(
     'Without any setting the shipped model is fine-tuned to other colours, in a few minutes. Ctrl-C saves and then '
     'stops; --resume goes on from there. Each run has a folder in checkpoints/. For your own clips a model, steps and '
     'minutes are chosen that suit the machine, and printed with their reasons; text2sign look FOLDER shows them, too.',
-    ['train -p data my_clips', 'train -f checkpoints/fs-ase.yaml -p run mine', 'train --resume latest'],
+    ['train -p data my_clips', 'train -f checkpoints/small.yaml -p run mine', 'train --resume latest'],
     _add_train, _run_train)
 COMMANDS['sample'] = Command(
-    'make clips from words', 'Prints the path of each clip, in the order of the words.',
+    'make clips from words and phrases', 'Prints the path of each clip, in the order of the texts.',
     ['sample --text ZOE', 'sample --text ZOE --text CHEESE --out clips', 'sample --texts words.txt --out clips',
      'sample --text ZOE --checkpoint latest --seed 7 --height 256 --out zoe.gif',
-     'sample --text "HELLO WORLD" --checkpoint fs-ase-long', 'sample --text casa --language ssp --checkpoint mine'],
+     'sample --text "HELLO WORLD"', 'sample --text GRÜSSE --language gsg'],
     _add_sample, _run_sample)
 COMMANDS['look'] = Command(
     'see what would be trained on: films, crops, kept windows, texts, warnings first',
@@ -372,7 +372,7 @@ COMMANDS['check'] = Command(
     'is a checkpoint alive, and can it learn?',
     'The preflight of training, for models of this project and for image DiTs from elsewhere (.pt, .safetensors). '
     'Exit code 1 if a check fails.',
-    ['check fs-ase', 'check TinyDiT-D14.pt --data latents.npz'],
+    ['check fs-all', 'check TinyDiT-D14.pt --data latents.npz'],
     _add_check, _run_check)
 COMMANDS['render'] = Command(
     'draw words or poses with the renderer, without any model',

@@ -13,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from .axis import known_languages
 from .core import pick_device
 from .dit import ModelConfig
+from .lexicon import LANGUAGES
 from .monitor import Cadence
 from .processes import started_processes
 from .settings import Settings, _saved_shape, divisors, fitting_heads, resolve_data
@@ -27,7 +29,26 @@ def _own(now: Settings) -> bool: return resolve_data(now.data) is not None
 def _on(now: Settings) -> str: return pick_device(now.device).type      # 'cuda' or 'cpu'
 
 
-def _start(now: Settings, given) -> tuple:  # dict of values, why
+def _alphabets(now: Settings) -> set:  # ISO 639-3 codes of the corpus, where they are named one by one
+    codes = set(now.data.split('+'))
+    return codes if not _own(now) and codes <= set(LANGUAGES) else set()
+
+
+def _model(now: Settings, given) -> tuple:  # dict of values, why
+    if 'pretrained' in given or now.stage != 'video' or not _alphabets(now) - {'ase'}: return {}, ''
+    return dict(pretrained='fs-all'), 'the model that knows most alphabets'
+
+
+def _teach(now: Settings, given) -> tuple:
+    config = now.pretrained_config()
+    known = known_languages(config.get('vocabulary', ()))
+    if config.get('kind') != 'VideoDiT' or not known or not _alphabets(now) - set(known): return {}, ''
+    values = dict(freeze_names='*', look=config['look'], words=4000, max_letters=6, frames=2, batch=8, lr=1e-2, steps=600,
+                  minutes=0., sample_every=600)
+    return values, 'a new alphabet: only what stands for its letters is trained, so nothing that was known is forgotten'
+
+
+def _start(now: Settings, given) -> tuple:
     if now.pretrained and (now.lora or not _own(now) or 'pretrained' in given): return {}, ''
     return dict(pretrained='', stage='both'), 'no checkpoint is named, so random weights learn images first, then clips'
 
@@ -104,7 +125,7 @@ def _time(now: Settings, given) -> tuple:
     return values | dict(image_steps=0), 'as many steps as fit, a fifth of the time for images'
 
 # %% ../nbs/05fa_defaults.ipynb #c5a6a1bd
-_RULES = _start, _size, _width, _patch, _frames, _recipe, _time
+_RULES = _model, _teach, _start, _size, _width, _patch, _frames, _recipe, _time
 
 
 def _choose(given: Settings) -> tuple:  # `Settings`, lines

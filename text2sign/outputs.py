@@ -133,7 +133,7 @@ def length_warning(config,  # `ModelConfig`: of it, `max_letters`; 0: not known
     if not long: return ''
     names = ', '.join(long[:3]) + (', ...' if len(long) > 3 else '')
     return (f'{names}: longer than any word of training ({longest} letters), so expect wrong letters; '
-            'the checkpoint fs-ase-long spells up to 40')
+            'the checkpoint fs-all spells up to 40')
 
 # %% ../nbs/06c_outputs.ipynb #out-mem
 _TENSORS = 20 # of a token's features: those that are alive at a time, and half as much again for the allocator

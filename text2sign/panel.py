@@ -27,7 +27,7 @@ class Panel:
     timer = threading.Timer                     # timer(seconds, call): a thread with `start` and `cancel`
 
     def __init__(self,
-                 model='fs-ase',  # name of a checkpoint or run, path, or loaded `VideoDiT`
+                 model='fs-all',  # name of a checkpoint or run, path, or loaded `VideoDiT`
                  reader=None,  # `Reader` or its path; None: the one in a folder that knows such clips
                  folder: str | Path | None = None):  # where checkpoints are; None: where names are looked up
         self.folders = [Path(folder)] if folder else checkpoint_dirs()
@@ -442,7 +442,7 @@ def save(self: Panel, folder: str | Path | None = None) -> None:  # None: output
         self.status(e, error=True)
 
 # %% ../nbs/09_panel.ipynb #034-09
-def panel(model='fs-ase',  # name of a checkpoint or run, path, or loaded `VideoDiT`
+def panel(model='fs-all',  # name of a checkpoint or run, path, or loaded `VideoDiT`
           reader=None,  # `Reader` or its path; None: the one in a folder that knows such clips
           folder: str | Path | None = None,  # where checkpoints are; None: where names are looked up
          ):  # an ipywidgets box

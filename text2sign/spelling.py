@@ -54,7 +54,7 @@ def _check_length(letters: list, text: str) -> None:
 # %% ../nbs/00e_spelling.ipynb #spe-split
 def _spelling_error(c: str, text: str, alphabet, speller: str) -> ValueError:
     why = ' (the recordings have no digits)' if c.isdigit() else ''
-    if c == ' ': why = ' (single words only; the checkpoint fs-ase-long spells American ones)'
+    if c == ' ': why = ' (single words only; the checkpoint fs-all spells phrases)'
     letters = [letter for letter in alphabet if letter != ' ']
     letters = ('' if max(map(len, letters)) == 1 else ' ').join(letters)
     return ValueError(f'{c!r} in {_quoted(text)} cannot be spelled by {speller}{why}: its letters are {letters}')

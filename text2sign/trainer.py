@@ -109,7 +109,7 @@ class Recipe:
     warmup: int = 100               # steps to get there; a tenth of all steps at most
     min_lr_ratio: float = 0.05      # share of the highest learning rate that is left at the end
     grad_clip: float = 1.0          # largest gradient norm; inf: no clipping
-    weight_decay: float = 0.01      # AdamW's, of matrices only
+    weight_decay: float = 0.01      # AdamW's, of matrices only, embeddings excepted
     betas: tuple = (0.9, 0.98)      # AdamW's
     backbone_lr_scale: float = 1.0  # learning rate of copied tensors, as a share of the others'
     ema_decay: float = 0.999        # the average's, in [0, 1)
@@ -150,9 +150,11 @@ def param_groups(
     copied,  # names of tensors that came from a checkpoint
     recipe: Recipe,
 ) -> list[dict]:  # for AdamW; `lr_scale` is applied at every step
-    "Parameters by kind: copied or new, matrix or not."
-    kinds = {}
-    for name, param in params.items(): kinds.setdefault((name in copied, param.dim() > 1), []).append(param)
+    "Parameters by kind: copied or new, a matrix or not; a table of rows that are looked up is none."
+    kinds, tables = {}, ('embed.weight', 'embedding_table.weight')
+    for name, param in params.items():
+        matrix = param.dim() > 1 and not name.endswith(tables)          # rows that no batch has stay as they are
+        kinds.setdefault((name in copied, matrix), []).append(param)
     scales = {True: recipe.backbone_lr_scale, False: 1.}
     decays = {True: recipe.weight_decay, False: 0.}
     return [dict(params=ps, lr_scale=scales[old], weight_decay=decays[matrix]) for (old, matrix), ps in kinds.items()]
