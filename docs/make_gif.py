@@ -18,9 +18,9 @@ from text2sign.settings import Settings
 from text2sign.texts import parse_languages, training_texts
 
 TEXTS = {'HELLO ZOE': 'ase', 'VIXEN': 'ase', 'MÜTZE': 'gsg'}
-SIDE, LINE = 168, 26            # pixels: of a clip, of a line of text
+SIDE, LINE = 132, 24            # pixels: of a clip, of a line of text
 FPS = 12
-FONT = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf', 15)
+FONT = ImageFont.truetype(f'{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf', 13)
 
 
 def caption(word, letters):
@@ -61,7 +61,7 @@ if __name__ == '__main__':
     length = max(map(len, clips)) + 6
     film = np.concatenate([with_captions(clip, text, language, reader, length)
                            for clip, (text, language) in zip(clips, TEXTS.items())], 2)
-    palette = Image.fromarray(film.reshape(-1, film.shape[2], 3)).quantize(48)
+    palette = Image.fromarray(film.reshape(-1, film.shape[2], 3)).quantize(32)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in film]
     path = Path(__file__).parent.parent/'nbs'/'images'/'generated.gif'
     images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000/FPS), loop=0, optimize=True)

@@ -47,8 +47,8 @@ def texts():
         lines.append(f'| {name} | **{percent(row["CER"])}** ({percent(row["low"])} to {percent(row["high"])}) | '
                      f'{percent(row["word_accuracy"])} | {percent(row["second_CER"])} | {percent(row["ceiling"])} |')
     lines += [f'| words of 2 to 6 letters against other clips\' words | {percent(rows["shuffled"]["CER"])} | | | |', '',
-              f'With no reader at all: given a noisy reference clip, the model\'s own loss ranks the true text before 15 '
-              f'wrong ones in {100*rows["16-way ranking"]["share"]:.0f} % of {rows["16-way ranking"]["n"]} cases.']
+              f'With no reader at all: given a noisy reference clip, the model\'s own loss ranks the true text before '
+              f'15 wrong ones in {100*rows["16-way ranking"]["share"]:.0f} % of {rows["16-way ranking"]["n"]} cases.']
     return '\n'.join(lines)
 
 
@@ -57,8 +57,8 @@ def scoreboard():
     rows = {(row['what'], row['words']): row for row in measured()['scoreboard']}
     model = rows['model', 'unseen']
     lines = [f'What simple baselines do beside a model is in the [scoreboard](nbs/experiments/scoreboard.ipynb) of '
-             f'`fs-ase`, an older model of American words of up to six letters that ships, too; {model["n"]} words a row, '
-             'in per cent, readers of that time:', '',
+             f'`fs-ase`, an older model of American words of up to six letters that ships, too; {model["n"]} words a '
+             'row, in per cent, readers of that time:', '',
              '| | CER (95 % interval) | words right | CER by a second reader |', '|---|---|---|---|']
     for what, words, name in ROWS:
         row = rows[what, words]
@@ -71,8 +71,9 @@ def scoreboard():
 
 def training_time():
     seconds = of_texts()['training']
-    return (f'The shipped model was trained from random weights in {(seconds["image"] + seconds["video"])/60:.0f} minutes '
-            f'of one {seconds["device"].split()[-1]} ({seconds["image"]} s for images, {seconds["video"]} s for video; '
+    minutes = (seconds['image'] + seconds['video'])/60
+    return (f'The shipped model was trained from random weights in {minutes:.0f} minutes of one '
+            f'{seconds["device"].split()[-1]} ({seconds["image"]} s for images, {seconds["video"]} s for video; '
             'rendering and compiling apart).')
 
 

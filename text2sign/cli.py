@@ -245,8 +245,8 @@ def device_name(text: str) -> str:
 
 # %% ../nbs/09a_cli.ipynb #shared-09a
 _CHECKPOINT = ('a file, or a name: of a run, latest (the newest run), or of a model that ships, fs-all or fs-ase '
-               '(American words of up to six letters); names are looked up in checkpoints/, then outputs/checkpoints/, then '
-               'what ships')
+               '(American words of up to six letters); names are looked up in checkpoints/, then outputs/checkpoints/, '
+               'then what ships')
 _DEVICE = 'cpu, cuda, or auto: a GPU if there is one'
 _AS_IT_SAYS = 'default: as the checkpoint says'
 

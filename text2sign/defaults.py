@@ -43,8 +43,8 @@ def _teach(now: Settings, given) -> tuple:
     config = now.pretrained_config()
     known = known_languages(config.get('vocabulary', ()))
     if config.get('kind') != 'VideoDiT' or not known or not _alphabets(now) - set(known): return {}, ''
-    values = dict(freeze_names='*', look=config['look'], words=4000, max_letters=6, frames=2, batch=8, lr=1e-2, steps=600,
-                  minutes=0., sample_every=600)
+    values = dict(freeze_names='*', look=config['look'], words=3000, max_letters=6, frames=2, batch=8, lr=3e-2,
+                  steps=400, minutes=0., sample_every=400)
     return values, 'a new alphabet: only what stands for its letters is trained, so nothing that was known is forgotten'
 
 

@@ -29,6 +29,7 @@ class Row:
 class Report:
     "Every tensor of both sides and what became of it."
     rows: list = field(default_factory=list)
+    kept: dict = field(default_factory=dict)  # table -> numbers of its rows that are a namesake's; not saved
 
     def names(self, *what: str) -> list[str]:
         return [row.name for row in self.rows if row.what in what]

@@ -32,6 +32,7 @@ class _Found(NamedTuple):
     tensor: Tensor
     what: str  # copied, resampled, adapted, new
     why: str = ''
+    kept: tuple = ()  # numbers of the rows of a table that are a namesake's
 
 # %% ../nbs/02a_surgery.ipynb #029-02
 def _rule_positions(
@@ -170,7 +171,8 @@ def _rule_units(name, source, target, case):
         if old is not None: out[new] = source[old]
     named, fresh = sum(unit in theirs for unit in own), sum(old is None for old in took.values())
     why = f'{named} units by name, {len(own) - named - fresh} as in another language, {fresh} start fresh'
-    return _Found(out, 'adapted', why)
+    kept = [new for new, unit in enumerate(own) if unit in theirs] + list(range(len(own), len(target)))
+    return _Found(out, 'adapted', why, tuple(kept))
 
 def _unit_row(unit: str, theirs: tuple) -> int | None:  # None: they have no such letter
     "By name, else the same letter of the first language that has it."
@@ -235,20 +237,20 @@ def graft(
     weights = {name: tensor.float() for name, tensor in weights.items()}
     _check_blocks(model, weights, blocks)
     case = _Case(model, weights, tuple(alphabet), blocks)
-    plan, rows, wrong = _make_plan(case)
+    plan, rows, wrong, kept = _make_plan(case)
     dropped, lost = _left_over(case)
     wrong += lost
     if wrong:
         raise ValueError(f'{len(wrong)} tensors cannot be grafted{_depth_hint(case)}: ' + '; '.join(wrong))
     model.load_state_dict(plan)
-    return Report(rows + dropped)
+    return Report(rows + dropped, kept)
 
 # %% ../nbs/02a_surgery.ipynb #plan-02a
-def _make_plan(case: _Case) -> tuple[dict, list[Row], list[str]]:  # name -> tensor, rows, errors
+def _make_plan(case: _Case) -> tuple:  # name -> tensor, rows, errors, table -> numbers of rows that are a namesake's
     "What goes into each tensor of the model."
     plan = {}
     rows = []
-    wrong = []
+    wrong, kept = [], {}
     for name, target in case.model.state_dict().items():
         origin = _origin(name, case.blocks)
         source = case.weights.get(origin)
@@ -260,7 +262,8 @@ def _make_plan(case: _Case) -> tuple[dict, list[Row], list[str]]:  # name -> ten
         else:
             plan[name] = found.tensor
             rows.append(_row(name, origin, source, found))
-    return plan, rows, wrong
+            if found.kept: kept[name] = found.kept
+    return plan, rows, wrong, kept
 
 # %% ../nbs/02a_surgery.ipynb #row-02a
 def _origin(name: str, blocks: list | None) -> str:
@@ -324,7 +327,8 @@ def freeze(
     report: Report,    # of the graft that filled the model
     names: str = '*',  # which tensors: a pattern as for files, such as 'blocks.*'
 ) -> list[str]:        # what is frozen now
-    """Freeze copied tensors: all of them with '*'. Any other pattern must match copied tensors only.
+    """Freeze copied tensors: all of them with '*'. Any other pattern must match copied tensors only. Of a table of
+    units those rows stay, too, that were copied by name.
 
     Raises ValueError naming the others, or where nothing can be frozen."""
     copied = set(report.names('copied'))
@@ -339,7 +343,16 @@ def freeze(
         raise ValueError(f'cannot freeze {", ".join(others) or names}: '
                          'only tensors that were copied from a checkpoint may be frozen')
     for name in ours: params[name].requires_grad_(False)
+    for name in {*wanted} & {*report.kept}: params[name].register_hook(_FrozenRows(report.kept[name]))
     return ours
+
+class _FrozenRows:
+    "Called with the gradient of a table: without the part of some rows."
+    def __init__(self, rows): self.rows = torch.tensor(rows)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        self.rows = self.rows.to(gradient.device)
+        return gradient.index_fill(0, self.rows, 0)
 
 # %% ../nbs/02a_surgery.ipynb #head-zero-02a
 def _check_head(params: dict, frozen: list[str]) -> None:
