@@ -342,10 +342,11 @@ class Command:
 COMMANDS = {}
 COMMANDS['train'] = Command(
     'train a model',
-    'Without any setting the shipped model is fine-tuned to other colours, in a few minutes. Ctrl-C saves and then '
-    'stops; --resume goes on from there. Each run has a folder in checkpoints/. For your own clips a model, steps and '
-    'minutes are chosen that suit the machine, and printed with their reasons; text2sign look FOLDER shows them, too.',
-    ['train -p data my_clips', 'train -f checkpoints/small.yaml -p run mine', 'train --resume latest'],
+    '-p data psr teaches the model that ships an alphabet that it does not know; without any setting an older one is '
+    'fine-tuned to other colours: minutes each. Ctrl-C saves and stops; --resume goes on. Each run has a folder in '
+    'checkpoints/. For your own clips a model, steps and minutes are chosen that suit the machine, and printed with '
+    'their reasons; text2sign look FOLDER shows them, too.',
+    ['train -p data psr', 'train -p data my_clips', 'train -f checkpoints/small.yaml -p run a', 'train --resume a'],
     _add_train, _run_train)
 COMMANDS['sample'] = Command(
     'make clips from words and phrases', 'Prints the path of each clip, in the order of the texts.',

@@ -28,7 +28,7 @@ def _own(now: Settings) -> bool: return resolve_data(now.data) is not None
 
 def _on(now: Settings) -> str: return pick_device(now.device).type      # 'cuda' or 'cpu'
 
-
+# %% ../nbs/05fa_defaults.ipynb #alphabets-05fa
 def _alphabets(now: Settings) -> set:  # ISO 639-3 codes of the corpus, where they are named one by one
     codes = set(now.data.split('+'))
     return codes if not _own(now) and codes <= set(LANGUAGES) else set()
@@ -47,7 +47,7 @@ def _teach(now: Settings, given) -> tuple:
                   steps=400, minutes=0., sample_every=400)
     return values, 'a new alphabet: only what stands for its letters is trained, so nothing that was known is forgotten'
 
-
+# %% ../nbs/05fa_defaults.ipynb #start-05fa
 def _start(now: Settings, given) -> tuple:
     if now.pretrained and (now.lora or not _own(now) or 'pretrained' in given): return {}, ''
     return dict(pretrained='', stage='both'), 'no checkpoint is named, so random weights learn images first, then clips'

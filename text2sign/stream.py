@@ -74,7 +74,7 @@ class Wave:
 def bring(self: Wave, b: int, k: int) -> _Block:
     "Block b after k steps."
     if b not in self.blocks: self.blocks[b] = _Block(next(self.noise), self.new_scheduler())
-    while self.blocks[b].level < k: self._advance(k - 1)
+    while self.blocks[b].level < k: self._advance(self.blocks[b].level)    # the next step: the stack stays shallow
     return self.blocks[b]
 
 # %% ../nbs/06d_stream.ipynb #d6d5b831

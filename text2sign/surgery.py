@@ -346,6 +346,7 @@ def freeze(
     for name in {*wanted} & {*report.kept}: params[name].register_hook(_FrozenRows(report.kept[name]))
     return ours
 
+# %% ../nbs/02a_surgery.ipynb #frozen-rows-02a
 class _FrozenRows:
     "Called with the gradient of a table: without the part of some rows."
     def __init__(self, rows): self.rows = torch.tensor(rows)
