@@ -9,7 +9,7 @@ from text2sign.evaluate import cer, word_accuracy
 from text2sign.reader import load_readers
 from text2sign.sample import generate
 from text2sign.settings import Settings
-from text2sign.texts import parse_languages, training_texts
+from text2sign.texts import parse_languages, training_texts, unseen_texts
 from text2sign.words import spell, splits
 
 LISTS = splits()
@@ -50,13 +50,13 @@ def test_long_words_are_spelled():
 
 @pytest.mark.slow
 def test_error_rate_of_the_shipped_model():
-    """README's 0.2 % is of 500 words; of 100 words (some 400 letters) it is below 1 % unless something broke: were the
-    rate 0.4 %, the upper end of the interval, five or more errors would come in 2 of 100 such tests."""
+    """README's 0.6 % is of 250 words; of 100 words (some 400 letters) it is at most 3 % unless something broke: were
+    the rate 1.1 %, the upper end of the interval, thirteen or more errors would come in 1 of 1,000 such tests."""
     device = pick_device()
-    words, reader = LISTS['unseen'][:100], load_readers(device=device)[0]
+    words, reader = unseen_texts('ase', 100)['2-6'], load_readers(device=device)[0]
     read = reader.transcribe(generate(load_model('fs-all', device), words))
-    assert cer(read, words) <= 0.012, [pair for pair in zip(read, words) if pair[0] != pair[1]]
-    assert word_accuracy(read, words) >= 0.96
+    assert cer(read, words) <= 0.03, [pair for pair in zip(read, words) if pair[0] != pair[1]]
+    assert word_accuracy(read, words) >= 0.9
     assert cer(read, shuffled(words)) >= 0.75
 
 

@@ -26,7 +26,9 @@ def shard(
     model: DiT,  # whole, and the same in all processes; it may still be on the CPU
     accelerator,  # of the library accelerate
 ) -> DiT:  # the same object, on the device of this process
-    "Leave each process its rows of every parameter."
+    "Leave each process its rows of every parameter. Raises ValueError where a table is frozen in part."
+    if any(parameter._backward_hooks for parameter in model.parameters()):
+        raise ValueError('fsdp=True: a table of letters that is frozen in part cannot be split; leave fsdp out')
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard  # seconds, for those who use it
     device = accelerator.device.type
